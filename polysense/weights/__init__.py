@@ -1,0 +1,1 @@
+"""The embedded encoder, default tokenizers and task bundles (data only)."""

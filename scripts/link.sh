@@ -1,0 +1,6 @@
+#!/bin/sh
+# Installs polysense itself, editable (strict: file by file, so run again when a file was added or removed).
+set -eu
+rm -rf build/__editable__.*
+.venv/bin/uv pip install -q -p .venv/bin/python --no-deps --no-build-isolation -e .
+touch .venv/.linked

@@ -1,0 +1,110 @@
+"""Small convolutional front parts of tokenizers, with batch norms folded into biases.
+
+`lite0` is the front of EfficientNet-lite0 (Tan & Le 2019; blocks 0-11, stride 32, or 0-10, stride 16) and `yamnet` that
+of YAMNet's MobileNet v1 (Howard et al. 2017; layers 1-7, stride 16). Their published weights, Apache-2.0, may begin a
+tokenizer (see NOTICE); with random weights the same shapes train from scratch.
+
+Shape legend: b batch, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Stage(NamedTuple):
+    """`repeats` blocks; the first one has the stride and changes the number of channels."""
+
+    expand: int
+    kernel: int
+    stride: int
+    channels: int
+    repeats: int
+
+
+LITE0 = (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 24, 2), Stage(6, 5, 2, 40, 2), Stage(6, 3, 2, 80, 3),
+         Stage(6, 5, 1, 112, 3), Stage(6, 5, 2, 192, 1))  # fmt: skip
+YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512))  # (stride, channels) of layers 2-7
+
+
+class PaddedConv(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding for inputs whose sides the total stride divides."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        total = self.kernel_size[0] - self.stride[0]
+        if total > 0:
+            before, after = total // 2, total - total // 2
+            x = F.pad(x, (before, after, before, after))
+        return super().forward(x)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (Sandler et al. 2018), ReLU6, no squeeze-and-excitation."""
+
+    def __init__(self, channels: int, stage: Stage, stride: int) -> None:
+        super().__init__()
+        hidden = channels * stage.expand
+        self.expand = PaddedConv(channels, hidden, 1) if stage.expand != 1 else None
+        self.depthwise = PaddedConv(hidden, hidden, stage.kernel, stride, groups=hidden)
+        self.project = PaddedConv(hidden, stage.channels, 1)
+        self.residual = stride == 1 and channels == stage.channels
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        y = F.relu6(self.expand(x)) if self.expand is not None else x
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class Separable(nn.Module):
+    """Depthwise then pointwise, each with a ReLU (MobileNet v1)."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = PaddedConv(channels, channels, 3, stride, groups=channels)
+        self.pointwise = PaddedConv(channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return F.relu(self.pointwise(F.relu(self.depthwise(x))))
+
+
+class Lite0Stem(nn.Module):
+    """RGB scaled to -1..1 -> (b, 192, h/32, w/32), or (b, 112, h/16, w/16). Sides must be multiples of the stride."""
+
+    def __init__(self, stride: int = 32) -> None:
+        super().__init__()
+        if stride not in (16, 32):
+            raise ValueError(f"the lite0 stem has stride 16 or 32, not {stride}")
+        stages = LITE0 if stride == 32 else LITE0[:-1]
+        self.stride, self.channels = stride, stages[-1].channels
+        self.first = PaddedConv(3, 32, 3, 2)
+        blocks, channels = [], 32
+        for stage in stages:
+            for i in range(stage.repeats):
+                blocks.append(InvertedResidual(channels, stage, stage.stride if i == 0 else 1))
+                channels = stage.channels
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.blocks(F.relu6(self.first(x)))
+
+
+class YamnetStem(nn.Module):
+    """Log-mel (b, 1, frames, 64 bands) -> (b, 512, frames/16, 4). The number of frames must be a multiple of 16."""
+
+    stride, channels = 16, 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = PaddedConv(1, 32, 3, 2)
+        blocks, channels = [], 32
+        for stride, out_channels in YAMNET:
+            blocks.append(Separable(channels, out_channels, stride))
+            channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 512 t2 4"]:
+        return self.blocks(F.relu(self.first(x)))
