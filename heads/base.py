@@ -1,0 +1,73 @@
+"""The contract of a head: Features -> Out -> loss | Prediction.
+
+Shape legend: b sequences, s samples (a sample may be several sequences: windows of a recording, variates of a series).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from polysense.core.predictions import Prediction
+from polysense.core.registry import Registry
+from polysense.core.types import Features
+from torch import Tensor, nn
+
+Out = dict[str, Tensor]  # every tensor has the batch as its first axis
+HEADS: Registry[type[Head]] = Registry("head")
+
+
+class Head(nn.Module):
+    """Base class. Subclasses set `Config`, a frozen dataclass of plain values that a bundle can write as JSON."""
+
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.config, self.width = config, width
+
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration as JSON-able values; `Config(**config_dict())` gives it back."""
+        return asdict(self.config)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers of the encoder that `forward` reads beside the last one."""
+        return tuple(getattr(self.config, "layers", ()))
+
+    def forward(self, features: Features) -> Out:
+        """Turns features into raw outputs."""
+        raise NotImplementedError
+
+    def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:
+        """Collates what a data set says about each sequence into tensors on the CPU that `loss` compares with."""
+        raise NotImplementedError
+
+    def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
+        """Named scalar losses; always has "loss", the one to minimise."""
+        raise NotImplementedError
+
+    def merge(self, out: Out, owner: Int[Tensor, " b"]) -> Out:
+        """Joins the sequences of each sample: here the mean of their outputs.
+
+        Args:
+            out: Raw outputs of b sequences.
+            owner: For each sequence the number of its sample, 0..s-1, ascending.
+        """
+        count = int(owner.max()) + 1
+        if count == len(owner):
+            return out
+        share = 1.0 / torch.bincount(owner, minlength=count).float()
+
+        def mean(x: Tensor) -> Tensor:
+            total = x.new_zeros(count, *x.shape[1:]).index_add_(0, owner, x)
+            return total * share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+        return {name: mean(x) for name, x in out.items()}
+
+    def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Answers in the user's own coordinates, one per sample. `meta` is that of each sample's first sequence."""
+        raise NotImplementedError
