@@ -39,6 +39,11 @@ class Tokenizer(nn.Module):
         """The configuration as JSON-able values; `Config(**config_dict())` gives it back."""
         return asdict(self.config)
 
+    @classmethod
+    def fit_config(cls, config: Any, sources: Sequence[Any]) -> Any:
+        """Completes a configuration from training sources (columns of a table, channels of a series); most need none."""
+        return config
+
     def read(self, source: Any) -> Sample:
         """Decodes one input: a path, bytes or the in-memory form its users hold.
 
