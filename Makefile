@@ -1,10 +1,17 @@
 # Two commands do everything: `make try` shows six kinds of files answered, `make test` runs the default test suite.
-# Both set the project up first; run again, they start at once.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# Both set the project up first; run again, they start at once. Another Python: `make try PYTHON=/path/to/python3.11`.
+export PYTHON
 BIN := .venv/bin
 FLOORS := core kernels data tokenizers backbone heads polysense training apps
-# A folder's time changes when a file comes or goes; the strict editable install links files one by one.
-FOLDERS := $(shell find $(FLOORS) -type d -not -name __pycache__)
+# The strict editable install links file by file: it is renewed when a file came or went (not when one changed).
+FILES := $(shell find $(FLOORS) -type f ! -path '*/__pycache__/*' ! -name '.*' | LC_ALL=C sort | cksum)
+ifneq ($(FILES),$(shell cat .venv/.linked 2>/dev/null))
+.PHONY: .venv/.linked
+endif
+# A checkout that was moved or copied is set up anew: scripts and links hold absolute paths.
+ifneq ($(shell pwd -P),$(shell cat .venv/.home 2>/dev/null))
+.PHONY: .venv/.installed
+endif
 
 .PHONY: try test style lock clean
 
@@ -21,13 +28,13 @@ style: .venv/.linked
 	cd build && ../$(BIN)/lint-imports --config ../pyproject.toml
 
 .venv/.installed: requirements.lock
-	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+	@sh scripts/setup.sh
 
-.venv/.linked: .venv/.installed pyproject.toml $(FOLDERS)
-	@sh scripts/link.sh
+.venv/.linked: .venv/.installed pyproject.toml
+	@sh scripts/link.sh "$(FILES)"
 
 # Pins every dependency: names, versions and hashes, no addresses.
-lock:
+lock: .venv/.installed
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate -q -o requirements.lock
 
