@@ -1,0 +1,265 @@
+"""Predictions -> one file, by its ending: .jsonl, .json, .csv, .parquet. What stands at the path is always complete.
+
+Rows are written as they come into a temporary file beside the target, which takes the target's name at the end: a run
+that fails or is stopped leaves whatever stood there before.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from polysense.core.errors import InputError
+from polysense.core.predictions import Mask, Prediction, Series
+
+
+class Writer:
+    """Base class: a context manager with `write`. Leaving it normally publishes the file, an exception discards it.
+
+    `Mask` answers are too large for a row; their class indices go as PNG files into a folder `<out>.masks` and the row
+    names the file in "mask".
+
+    Args:
+        path: The file to make. Its folder must exist.
+
+    Raises:
+        InputError: The folder is not there or cannot be written to.
+    """
+
+    binary: ClassVar[bool] = False
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.count = 0
+        self.masks = self.path.with_name(self.path.name + ".masks")
+        self._new_masks: Path | None = None
+        if not self.path.parent.is_dir():
+            raise InputError(path, "its folder does not exist", f"create {self.path.parent} first")
+        if self.path.is_dir():
+            raise InputError(path, "this is a folder", "name a file")
+        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.file: IO[Any]
+        try:
+            self.file = self._part.open("wb") if self.binary else self._part.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise InputError(path, f"cannot be written ({error.strerror})", "choose another folder") from error
+
+    def write(self, prediction: Prediction) -> None:
+        """Adds one answer."""
+        record = prediction.to_record()
+        if isinstance(prediction, Mask):
+            record["mask"] = self._write_mask(prediction)
+        self.add(prediction, record)
+        self.count += 1
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        """Writes the record in the file's own format."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Writes what the format wants at the end."""
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+                self.file.close()
+                self._publish()
+        finally:
+            self.file.close()
+            self._part.unlink(missing_ok=True)
+            if self._new_masks is not None:
+                shutil.rmtree(self._new_masks, ignore_errors=True)
+
+    def _publish(self) -> None:
+        if self._new_masks is not None:
+            if self.masks.exists():
+                shutil.rmtree(self.masks)
+            self._new_masks.rename(self.masks)
+            self._new_masks = None
+        self._part.replace(self.path)
+
+    def _write_mask(self, prediction: Mask) -> str:
+        """Writes class indices as a PNG, one pixel each (a cloud's points as one row of pixels); returns its name."""
+        from PIL import Image
+
+        if self._new_masks is None:
+            self._new_masks = self.path.with_name(f".{self.path.name}.{os.getpid()}.masks")
+            self._new_masks.mkdir()
+        index = np.atleast_2d(prediction.index)
+        # 8 bits hold 256 classes and open everywhere; more need the 16-bit kind.
+        pixels = index.astype(np.uint8 if len(prediction.names) <= 256 else np.uint16)
+        stem = Path(prediction.source).stem or "mask"
+        name = f"{self.count:06d}-{stem}.png"
+        Image.fromarray(pixels).save(self._new_masks / name)
+        return f"{self.masks.name}/{name}"
+
+
+class JsonLinesWriter(Writer):
+    """One JSON object a line; readable while it grows."""
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        self.file.write(_dumps(record) + "\n")
+
+
+class JsonWriter(Writer):
+    """One JSON array of objects."""
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        self.file.write(("[\n" if self.count == 0 else ",\n") + _dumps(record))
+
+    def finish(self) -> None:
+        self.file.write("\n]\n" if self.count else "[]\n")
+
+
+class TableWriter(Writer):
+    """Base of the formats whose rows all have the same columns."""
+
+    _columns: tuple[str, ...] = ()
+
+    def check_columns(self, row: dict[str, Any]) -> None:
+        self._columns = self._columns or tuple(row)
+        if tuple(row) != self._columns:
+            raise InputError(self.path, "answers of different kinds do not fit one table", "write .jsonl instead")
+
+
+class CsvWriter(TableWriter):
+    """A flat table: source, answer, confidence, then what the kind of answer adds (lists and maps as JSON).
+
+    A forecast has one row per step and variate: source, variate, step, time, mean, and a column per quantile.
+    """
+
+    _table: Any = None
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        for row in rows(prediction, record):
+            self.check_columns(row)
+            if self._table is None:
+                self._table = csv.writer(self.file)
+                self._table.writerow(row)
+            self._table.writerow([_cell(value) for value in row.values()])
+
+    def finish(self) -> None:
+        if self._table is None:
+            self.file.write("source,answer,confidence\n")
+
+
+class ParquetWriter(TableWriter):
+    """The same table as the CSV's with real types: vectors are lists of float32, maps stay JSON texts."""
+
+    binary = True
+    chunk = 1024  # rows kept in memory before they become a row group
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._rows: list[dict[str, Any]] = []
+        self._writer: Any = None
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        for row in rows(prediction, record):
+            self.check_columns(row)
+            self._rows.append({name: _cell(value) if isinstance(value, dict) else value for name, value in row.items()})
+        if len(self._rows) >= self.chunk:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._writer is None:
+            self._schema = _schema(self._rows)
+            self._writer = pq.ParquetWriter(self.file, self._schema)
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        if table.num_rows:
+            self._writer.write_table(table)
+        self._rows = []
+
+
+WRITERS: dict[str, type[Writer]] = {
+    ".jsonl": JsonLinesWriter,
+    ".ndjson": JsonLinesWriter,
+    ".json": JsonWriter,
+    ".csv": CsvWriter,
+    ".parquet": ParquetWriter,
+}
+
+
+def open_writer(path: str | Path) -> Writer:
+    """Chooses the writer by the path's ending.
+
+    Raises:
+        InputError: The ending is none that can be written, or the folder cannot be written to.
+    """
+    writer: Callable[[str | Path], Writer] | None = WRITERS.get(Path(path).suffix.lower())
+    if writer is None:
+        raise InputError(path, f"cannot write {Path(path).suffix or 'a file without ending'}",
+                         f"end the name with one of {', '.join(WRITERS)}")  # fmt: skip
+    return writer(path)
+
+
+def rows(prediction: Prediction, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The flat rows of one answer. A row's keys depend on the kind of answer alone, so that a table's columns agree."""
+    if not isinstance(prediction, Series):
+        yield record
+        return
+    for i, name in enumerate(prediction.names):
+        for step, time in enumerate(prediction.times):
+            row = {"source": prediction.source, "variate": name, "step": step + 1, "time": str(time)}
+            row["mean"] = float(prediction.mean[step, i])
+            row |= {f"q{level:g}": float(values[step, i]) for level, values in prediction.quantiles.items()}
+            yield row
+
+
+def _cell(value: Any) -> Any:
+    return _dumps(value) if isinstance(value, dict | list | tuple) else value
+
+
+def _dumps(value: Any) -> str:
+    # NaN is no JSON; a missing number is null for every reader.
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _schema(rows: list[dict[str, Any]]) -> Any:
+    """Column types of the first rows; a column that is empty there counts as a number (only `confidence` can be)."""
+    import pyarrow as pa
+
+    if not rows:
+        return pa.schema([("source", pa.string()), ("answer", pa.string()), ("confidence", pa.float64())])
+    schema = pa.Table.from_pylist(rows).schema
+    fields = []
+    for field in schema:
+        kind = field.type
+        if pa.types.is_null(kind):
+            kind = pa.float64()
+        elif field.name == "embedding":
+            kind = pa.list_(pa.float32())
+        elif field.name == "boxes":  # the first images may have none
+            box = [("box", pa.list_(pa.float64())), ("label", pa.string()), ("score", pa.float64())]
+            kind = pa.list_(pa.struct(box))
+        fields.append(pa.field(field.name, kind))
+    return pa.schema(fields)

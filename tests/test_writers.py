@@ -1,0 +1,143 @@
+"""Writers: every kind of answer in every format, atomic replacement, clear errors."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from polysense.core.errors import InputError
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Series, Values
+from polysense.data.writers import WRITERS, open_writer
+
+ANSWERS: dict[str, Prediction] = {
+    "labels": Labels(("cat", "dög"), (0.75, 0.25), ("cat",), "a, b.jpg"),
+    "boxes": Boxes(np.array([[1, 2, 3, 4]], np.float32), ["cell"], np.array([0.5], np.float32), (8, 8), "b.jpg"),
+    "mask": Mask(np.array([[0, 1], [1, 2]]), ("sky", "road", "car"), 0.9, "c.png"),
+    "series": Series(np.array([[1.0, 2], [3, 4]]), {0.1: np.zeros((2, 2)), 0.9: np.full((2, 2), 9.0)},
+                     ["2024-01-01", "2024-01-02"], ["load", "price"], None, "d.csv"),
+    "values": Values({"age": 41.5, "height": 1.8}, "e.wav"),
+    "embedding": Embedding(np.array([0.5, -0.25], np.float32), "f.ply"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_json_keeps_the_whole_record(tmp_path: Path, ending: str, kind: str) -> None:
+    out = tmp_path / f"out{ending}"
+    with open_writer(out) as writer:
+        for _ in range(3):
+            writer.write(ANSWERS[kind])
+    text = out.read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text.splitlines()] if ending == ".jsonl" else json.loads(text)
+    expected = json.loads(json.dumps(ANSWERS[kind].to_record()))
+    if kind == "mask":
+        assert [r.pop("mask") for r in records] == [f"out{ending}.masks/{i:06d}-c.png" for i in range(3)]
+    assert records == [expected] * 3
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_tables_are_flat(tmp_path: Path, ending: str, kind: str) -> None:
+    out = tmp_path / f"out{ending}"
+    with open_writer(out) as writer:
+        writer.write(ANSWERS[kind])
+        writer.write(ANSWERS[kind])
+    table = pd.read_csv(out) if ending == ".csv" else pd.read_parquet(out)
+    if kind == "series":
+        assert list(table.columns) == ["source", "variate", "step", "time", "mean", "q0.1", "q0.9"]
+        assert len(table) == 8
+        row = table[(table.variate == "price") & (table.step == 2)].iloc[0]
+        assert (row["mean"], row["q0.9"], row["time"]) == (4.0, 9.0, "2024-01-02")
+        return
+    assert list(table.columns[:3]) == ["source", "answer", "confidence"]
+    assert table.source.tolist() == [ANSWERS[kind].source] * 2
+    assert table.answer.tolist() == [ANSWERS[kind].answer()] * 2
+    if kind == "labels":
+        assert json.loads(table.scores[0]) == {"cat": 0.75, "dög": 0.25}
+    if kind == "embedding":
+        vector = json.loads(table.embedding[0]) if ending == ".csv" else table.embedding[0]
+        np.testing.assert_array_equal(np.asarray(vector, np.float32), [0.5, -0.25])
+
+
+def test_masks_are_index_pngs(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):  # the second run replaces the first one's masks
+        with open_writer(out) as writer:
+            writer.write(ANSWERS["mask"])
+    files = list((tmp_path / "out.jsonl.masks").iterdir())
+    assert [f.name for f in files] == ["000000-c.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(files[0])), [[0, 1], [1, 2]])
+
+
+def test_mask_of_many_classes_keeps_its_indices(tmp_path: Path) -> None:
+    cloud = Mask(np.array([0, 299]), [str(i) for i in range(300)], 1.0, "scan.ply")
+    with open_writer(tmp_path / "o.json") as writer:
+        writer.write(cloud)
+    pixels = np.asarray(Image.open(tmp_path / "o.json.masks" / "000000-scan.png"))
+    np.testing.assert_array_equal(pixels, [[0, 299]])
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_failed_run_leaves_what_was_there(tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"out{ending}"
+    out.write_text("before")
+    with pytest.raises(RuntimeError, match="stop"), open_writer(out) as writer:
+        writer.write(ANSWERS["mask"])
+        raise RuntimeError("stop")
+    assert out.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_no_answer_is_a_valid_file(tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"out{ending}"
+    with open_writer(out):
+        pass
+    if ending == ".json":
+        assert json.loads(out.read_text()) == []
+    elif ending == ".csv":
+        assert next(csv.reader(out.open())) == ["source", "answer", "confidence"]
+    elif ending == ".parquet":
+        assert len(pd.read_parquet(out)) == 0
+    else:
+        assert out.read_text() == ""
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_different_kinds_do_not_share_a_table(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(InputError, match="jsonl"), open_writer(tmp_path / f"o{ending}") as writer:
+        writer.write(ANSWERS["labels"])
+        writer.write(ANSWERS["values"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_boxes_after_an_image_without_any(tmp_path: Path) -> None:
+    empty = Boxes(np.zeros((0, 4), np.float32), [], np.zeros(0, np.float32), (8, 8), "none.jpg")
+    with open_writer(tmp_path / "o.parquet") as writer:
+        writer.chunk = 1
+        writer.write(empty)
+        writer.write(ANSWERS["boxes"])
+    table = pd.read_parquet(tmp_path / "o.parquet")
+    assert [len(boxes) for boxes in table.boxes] == [0, 1]
+    assert table.boxes[1][0]["label"] == "cell"
+
+
+def test_json_has_null_for_numbers_that_are_none(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "o.jsonl") as writer:
+        writer.write(Values({"x": float("nan")}))
+    assert json.loads((tmp_path / "o.jsonl").read_text())["values"] == {"x": None}
+
+
+def test_errors_name_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.parquet"):
+        open_writer(tmp_path / "out.xlsx")
+    with pytest.raises(InputError, match="does not exist"):
+        open_writer(tmp_path / "nowhere" / "out.csv")
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(InputError, match="folder"):
+        open_writer(tmp_path / "d.csv")
