@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float
-from polysense.core.errors import InputError
 from torch import Tensor
+
+from polysense.core.errors import InputError
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 SLOWEST = 100  # Hz; below it a "rate" is a mistake (seconds, kHz …)
@@ -136,15 +138,12 @@ def _check_complete(name: str, log: str, opened: BinaryIO | Path) -> None:
             if actual.isdigit() and int(actual) < int(said) < 0x7FFF0000:
                 raise InputError(name, f"the file is cut short: {actual} of {said.strip()} bytes of sound are there",
                                  "copy or export it again")  # fmt: skip
-    file: BinaryIO = open(opened, "rb") if isinstance(opened, Path) else opened
-    place = file.tell()
-    file.seek(0)
-    if _ogg_cut_short(file) or _mp3_cut_short(file):
-        raise InputError(name, "the file is cut short: its end is missing", "copy or export it again")
-    if isinstance(opened, Path):
-        file.close()
-    else:
+    with open(opened, "rb") if isinstance(opened, Path) else nullcontext(opened) as file:
+        place = file.tell()
+        short = _ogg_cut_short(file) or _mp3_cut_short(file)
         file.seek(place)
+    if short:
+        raise InputError(name, "the file is cut short: its end is missing", "copy or export it again")
 
 
 def _ogg_cut_short(file: BinaryIO) -> bool:
@@ -188,7 +187,7 @@ def _from_array(name: str, pair: Any) -> tuple[int, Iterator[np.ndarray]]:
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
         raise InputError(name, f"an array of shape {array.shape} and type {array.dtype} is not a recording",
                          "give numbers of shape (n,), (n, channels) or (channels, n)")  # fmt: skip
-    if not np.isscalar(rate) and np.ndim(rate) or isinstance(rate, str | bool) or not np.isfinite(float(rate)):
+    if np.ndim(rate) or isinstance(rate, str | bool | None) or not np.isfinite(float(rate)):
         raise InputError(name, f"{rate!r} is not a sampling rate", "give (array, rate) with the rate in Hz")
     if array.ndim == 2 and array.shape[0] < array.shape[1]:
         array = array.T
