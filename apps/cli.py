@@ -1,0 +1,224 @@
+"""The command line. Only typer and the standard library load here: `polysense --help` must come at once.
+
+Each command imports what it needs when it runs. Exit codes: 0 all well, 1 nothing done (an error line says why),
+2 wrong usage, 3 some inputs were skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="polysense",
+    help="One frozen encoder, every sense: images, video, audio, point clouds, time series and tables.",
+    epilog="Start with: polysense try",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class OnError(StrEnum):
+    skip = "skip"
+    fail = "fail"
+
+
+class Train(StrEnum):
+    both = "tokenizer+head"
+    head = "head"
+
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom) or quoted patterns.")]
+Data = Annotated[Path, typer.Argument(help="A folder of labelled files or a table; docs/data.md shows the layouts.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Inputs computed at a time.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv or .parquet.")]
+Errors = Annotated[OnError, typer.Option("--on-error", help="What to do with an input that cannot be read.")]
+Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"polysense {version('polysense')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.")] = False,
+) -> None:
+    # `--debug` is taken out of the arguments by `main`, so that it may stand anywhere; it is declared for the help.
+    pass
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name or a bundle's folder.")],
+    inputs: Inputs,
+    out: Out = None,
+    batch_size: BatchSize = 16,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+) -> None:
+    """Answers for files: a table on the screen, or a file with --out."""
+    from polysense.apps.predict import predict as run
+
+    code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
+               threads=threads, top_k=top_k, pictures=pictures)  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def embed(
+    inputs: Inputs,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,
+    modality: Annotated[str | None, typer.Option(help="What the files are, where the ending does not say.")] = None,
+    batch_size: BatchSize = 16,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """One vector per file, whatever its kind; all kinds may be mixed."""
+    from polysense.apps.embed import embed as run
+
+    code = run(inputs, out=out, modality=modality, batch_size=batch_size, skip=on_error is OnError.skip,
+               device=device, threads=threads)  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def fit(
+    task: Annotated[str, typer.Argument(help="What to learn, for example image-classification.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
+    target: Target = None,
+    time: Annotated[str | None, typer.Option(help="Column that holds the time (series).")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Steps to look back.")] = None,
+    encoder: Annotated[str, typer.Option(help="embedded, timm:NAME, hub:REPO, file:PATH or random:NAME.")] = "embedded",
+    train: Annotated[Train, typer.Option(help="What learns; the encoder never does.")] = Train.both,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    val_share: Annotated[float | None, typer.Option(help="Part of train kept for validation where none is.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without progress before it stops.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    tokenizer: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tokenizer option.")] = None,
+    head: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Head option.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Trains a tokenizer and a head on your data and writes a bundle."""
+    from polysense.apps.learn import fit as run
+
+    given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
+                 batch_size=batch_size, lr=lr, seed=seed, val_share=val_share, patience=patience, threads=threads,
+                 tokenizer_options=_pairs(tokenizer), head_options=_pairs(head))  # fmt: skip
+    # What was not given is left to `fit`, whose defaults depend on the task.
+    options = {name: value for name, value in given.items() if value is not None}
+    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    data: Data,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test (default: test).")] = None,
+    target: Target = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Measures a bundle on labelled data."""
+    from polysense.apps.learn import evaluate as run
+
+    given = dict(split=split, target=target, threads=threads)
+    options = {name: value for name, value in given.items() if value is not None}
+    run(bundle, data, json_file=json_file, batch_size=batch_size, device=device, **options)
+
+
+@app.command()
+def models() -> None:
+    """Lists the bundles that are installed, with what was measured."""
+    from polysense.apps.learn import list_models
+
+    list_models()
+
+
+@app.command("try")
+def try_it(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the examples and pictures.")] = Path("try"),
+) -> None:
+    """Makes example files of six kinds and answers them all."""
+    from polysense.apps.try_it import try_it as run
+
+    raise typer.Exit(run(out))
+
+
+def _pairs(options: list[str] | None) -> dict[str, Any] | None:
+    """["patch=8", "pool=mean"] -> {"patch": 8, "pool": "mean"}; values are JSON where they parse as such."""
+    pairs = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option!r} is not KEY=VALUE")
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs or None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; an error a user can cause ends in one line on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users
+        try:
+            app(args=arguments, prog_name="polysense")
+        except Exception as error:
+            line = None if debug else explain(error)
+            if line is None:
+                raise
+            typer.echo(f"error: {line}", err=True)
+            raise SystemExit(1) from None
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that a user can understand; None for a fault of ours, whose traceback is wanted."""
+    from polysense.core.errors import InputError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return text
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return "out of memory; choose a smaller --batch-size."
+    if isinstance(error, ValueError | OSError):
+        return f"{text} (--debug shows where)"
+    return None
+
+
+if __name__ == "__main__":
+    main()

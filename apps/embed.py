@@ -1,0 +1,112 @@
+"""`polysense embed`: one vector per input, each kind of file by its own tokenizer, all by the same encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import polysense
+from polysense.apps.inputs import ENDINGS, choose_device, expand
+from polysense.apps.predict import Screen, consume, track
+from polysense.core.errors import InputError
+from polysense.core.predictions import Embedding, Prediction
+
+ARRAYS = (".npz", ".npy")
+
+
+def embed(
+    inputs: Sequence[str],
+    *,
+    out: Path | None = None,
+    modality: str | None = None,
+    batch_size: int = 16,
+    skip: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+) -> int:
+    """Embeds every input.
+
+    Args:
+        inputs: Files, folders, patterns; kinds may be mixed.
+        out: .npz (`vectors` (n, d) float32 and `sources`), .npy (vectors alone), or any ending of `open_writer`.
+        modality: What all the files are; None tells by their endings.
+        batch_size: Inputs computed at a time.
+        skip: Go on after an input that cannot be read.
+        device: "auto", "cpu", "cuda" …
+        threads: CPU threads.
+
+    Returns:
+        The exit code: 0 all embedded, 1 none, 3 some were skipped.
+    """
+    from polysense.data.writers import open_writer
+
+    tasks = embedding_tasks()
+    if modality is not None and modality not in tasks:
+        raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(tasks)}")
+    known = [modality] if modality else list(tasks)
+    files = expand(inputs, sorted({ending for name in known for ending in ENDINGS[name]}))
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(modality or guess(path, known), []).append(path)
+    used = choose_device(device, threads)
+
+    def answers() -> Iterator[Prediction | InputError]:
+        for name, paths in groups.items():
+            pipeline = polysense.load(tasks[name], device=used)
+            yield from pipeline.stream(track(paths), batch_size=batch_size, on_error="skip" if skip else "raise")
+
+    if out is None:
+        with Screen() as screen:
+            return consume(answers(), [screen.add], None)
+    if out.suffix.lower() not in ARRAYS:
+        with open_writer(out) as writer:
+            return consume(answers(), [writer.write], out)
+    if not out.parent.is_dir():
+        raise InputError(out, "its folder does not exist", f"create {out.parent} first")
+    found: list[Embedding] = []
+    code = consume(answers(), [_collect(found)], out)
+    save_arrays(out, found)
+    return code
+
+
+def embedding_tasks() -> dict[str, str]:
+    """modality -> name of its embedding bundle."""
+    return {bundle.modality: bundle.name for bundle in polysense.bundles() if bundle.task.endswith("-embedding")}
+
+
+def guess(path: Path, known: Sequence[str]) -> str:
+    """The modality that a file's ending stands for.
+
+    Raises:
+        InputError: None of them reads it, or several do.
+    """
+    fits = [name for name in known if path.suffix.lower() in ENDINGS[name]]
+    if len(fits) == 1:
+        return fits[0]
+    problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"
+    raise InputError(path, problem, f"say --modality {'|'.join(fits or known)}")
+
+
+def save_arrays(out: Path, found: Sequence[Embedding]) -> None:
+    """Writes the vectors as one array; complete or not at all."""
+    vectors = np.stack([embedding.vector for embedding in found]).astype(np.float32)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with part.open("wb") as file:
+            if out.suffix.lower() == ".npy":
+                np.save(file, vectors, allow_pickle=False)
+            else:
+                np.savez(file, vectors=vectors, sources=np.array([embedding.source for embedding in found]))
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _collect(found: list[Embedding]) -> Callable[[Prediction], None]:
+    def add(answer: Prediction) -> None:
+        assert isinstance(answer, Embedding), "an embedding bundle answers with embeddings"
+        found.append(answer)
+
+    return add

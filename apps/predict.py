@@ -1,0 +1,169 @@
+"""`polysense predict`: many inputs through one pipeline, to the screen, a file and pictures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import polysense
+from polysense.apps.inputs import ENDINGS, check_name, choose_device, expand
+from polysense.core.errors import InputError
+from polysense.core.predictions import Labels, Prediction
+
+T = TypeVar("T")
+
+
+def predict(
+    model: str,
+    inputs: Sequence[str],
+    *,
+    out: Path | None = None,
+    batch_size: int = 16,
+    skip: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    top_k: int | None = None,
+    pictures: Path | None = None,
+) -> int:
+    """Answers every input; what cannot be read is named on stderr.
+
+    Args:
+        model: A task's name or a bundle's folder.
+        inputs: Files, folders, patterns.
+        out: File for the answers; None prints them: a table on a terminal, tab-separated lines into a pipe.
+        batch_size: Inputs computed at a time.
+        skip: Go on after an input that cannot be read (else the first one ends the run with its error).
+        device: "auto", "cpu", "cuda" …
+        threads: CPU threads.
+        top_k: Keep only the most probable classes.
+        pictures: Folder for a picture of every answer.
+
+    Returns:
+        The exit code: 0 all answered, 1 none, 3 some were skipped.
+    """
+    from polysense.data.writers import open_writer
+
+    check_name(model, [bundle.name for bundle in polysense.bundles()])
+    pipeline = polysense.load(model, device=choose_device(device, threads))
+    files = expand(inputs, ENDINGS[pipeline.modality])
+    with ExitStack() as stack:
+        sinks: list[Callable[[Prediction], None]] = []
+        if out is not None:
+            sinks.append(stack.enter_context(open_writer(out)).write)
+        if pictures is not None:
+            sinks.append(Gallery(pictures, pipeline.modality).add)
+        if out is None:
+            sinks.append(stack.enter_context(Screen(top_k)).add)
+        answers = pipeline.stream(track(files), batch_size=batch_size, on_error="skip" if skip else "raise")
+        return consume((keep_top(answer, top_k) for answer in answers), sinks, out)
+
+
+def consume(
+    answers: Iterable[Prediction | InputError], sinks: Sequence[Callable[[Prediction], None]], out: Path | None
+) -> int:
+    """Hands every answer to the sinks and every fault to stderr; says at the end what was done."""
+    start, done, skipped = time.perf_counter(), 0, 0
+    for answer in answers:
+        if isinstance(answer, InputError):
+            skipped += 1
+            note(f"skipped: {answer}")
+            continue
+        done += 1
+        for sink in sinks:
+            sink(answer)
+    if out is not None and done:
+        seconds = time.perf_counter() - start
+        note(f"{done} answers{f', {skipped} skipped' if skipped else ''}, {seconds:.1f} s: {out}")
+    if not done:
+        # Raised inside the writer's context, so that no empty file appears.
+        raise InputError("inputs", f"none of {skipped} could be read", "see the lines above")
+    return 3 if skipped else 0
+
+
+def keep_top(answer: Prediction | InputError, top_k: int | None) -> Prediction | InputError:
+    """Cuts class lists to the k most probable."""
+    if top_k is None or not isinstance(answer, Labels):
+        return answer
+    return replace(answer, names=answer.names[:top_k], scores=answer.scores[:top_k])
+
+
+def track(items: Sequence[T]) -> Iterator[T]:
+    """Passes the items on, with a progress bar on a terminal's stderr."""
+    if not sys.stderr.isatty() or len(items) < 2:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    yield from rich_track(items, "Reading", console=Console(stderr=True), transient=True)
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Screen:
+    """Answers on stdout: tab-separated lines as they come into a pipe, one table at the end on a terminal."""
+
+    def __init__(self, top_k: int | None = None) -> None:
+        self.rows: list[tuple[str, str, str]] = []
+        self.top_k = top_k or 1
+        self.plain = not sys.stdout.isatty()
+
+    def add(self, answer: Prediction) -> None:
+        confidence = "" if answer.confidence is None else f"{answer.confidence:.3f}"
+        words = answer.answer()
+        if isinstance(answer, Labels) and self.top_k > 1:
+            words = ", ".join(f"{name} {score:.3f}" for name, score in zip(answer.names, answer.scores))
+        row = (answer.source, words, confidence)
+        if self.plain:
+            print("\t".join(" ".join(cell.split()) for cell in row), flush=True)
+        else:
+            self.rows.append(row)
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.rows:
+            return
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        table.add_column("input", overflow="fold")
+        table.add_column("answer", style="bold")
+        table.add_column("confidence", justify="right", style="cyan")
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+
+
+class Gallery:
+    """A folder with one picture per answer."""
+
+    def __init__(self, folder: Path, modality: str) -> None:
+        self.folder, self.modality = folder, modality
+        self.names: dict[str, int] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(folder, f"cannot be made a folder ({error.strerror})", "choose another one") from error
+
+    def add(self, answer: Prediction) -> None:
+        from polysense.apps.pictures import draw
+
+        draw(answer, answer.source, self.path_for(answer.source), modality=self.modality)
+
+    def path_for(self, source: str) -> Path:
+        """ "scans/a.ply" -> "a.png"; a second a.ply from another folder -> "a-2.png"; "t.csv#7" -> "t-7.png"."""
+        path = Path(source)
+        stem = path.stem if "#" not in path.suffix else f"{path.stem}-{path.suffix.rpartition('#')[2]}"
+        count = self.names[stem] = self.names.get(stem, 0) + 1
+        return self.folder / (f"{stem}.png" if count == 1 else f"{stem}-{count}.png")
