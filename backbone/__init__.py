@@ -1,0 +1,1 @@
+"""The frozen shared transformer and where its weights come from."""

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
+from torch import Tensor, nn
+
 from polysense.core.predictions import Prediction
 from polysense.core.registry import Registry
 from polysense.core.types import Features
-from torch import Tensor, nn
 
 Out = dict[str, Tensor]  # every tensor has the batch as its first axis
 HEADS: Registry[type[Head]] = Registry("head")
@@ -68,6 +69,11 @@ class Head(nn.Module):
 
         return {name: mean(x) for name, x in out.items()}
 
+    def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+        """Joins the meta of each sample's sequences: here that of the first one."""
+        first = [(owner == s).nonzero()[0].item() for s in range(int(owner.max()) + 1)]
+        return [dict(meta[int(i)]) for i in first]
+
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        """Answers in the user's own coordinates, one per sample. `meta` is that of each sample's first sequence."""
+        """Answers in the user's own coordinates, one per sample; `out` and `meta` are merged."""
         raise NotImplementedError

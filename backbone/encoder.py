@@ -1,0 +1,185 @@
+"""The shared encoder: a plain pre-norm transformer with timm's key names (Dosovitskiy et al. 2021).
+
+What a checkpoint has beyond the plain blocks (class token, registers, LayerScale, query-key norm, norms before and
+after) is a field of the configuration, so that published weights run as published.
+
+Shape legend: b batch, n tokens, d width, h heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polysense.core.types import Features, Tokens
+from polysense.kernels.attention import attention
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """The shape of an encoder; plain values only."""
+
+    width: int = 192  # of a token
+    depth: int = 6  # blocks
+    heads: int = 3  # width / heads channels each
+    mlp_ratio: float = 4.0  # hidden width of the MLP, in widths
+    qkv_bias: bool = True
+    qk_norm: bool = False  # LayerNorm of queries and keys (ViT-22B)
+    layer_scale: bool = False  # learned factor per channel of each residual branch (CaiT)
+    eps: float = 1e-6  # of every LayerNorm; Meta-Transformer uses 1e-5
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    class_token: bool = False
+    registers: int = 0  # further prefix tokens (Darcet et al. 2023)
+    pre_norm: bool = False  # LayerNorm before the first block (CLIP)
+    final_norm: bool = True  # LayerNorm after the last block
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `qkv` holds the rows q | k | v."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        head_width = config.width // config.heads
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.q_norm = nn.LayerNorm(head_width, config.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_width, config.eps) if config.qk_norm else nn.Identity()
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        x = attention(self.q_norm(q), self.k_norm(k), v, mask=mask)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.act = QuickGELU() if config.activation == "quick_gelu" else nn.GELU()
+        self.fc2 = nn.Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(config.width) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.width, config.eps)
+        self.mlp = Mlp(config)
+        self.ls2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
+        x = x + self.ls1(self.attn(self.norm1(x), mask))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Encoder(nn.Module):
+    """Reads tokens of any sense. See `polysense.load_encoder` for weights."""
+
+    def __init__(self, config: EncoderConfig, spec: str = "") -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        prefix = int(config.class_token) + config.registers
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width)) if config.registers else None
+        self.prefix = prefix
+        self.norm_pre = nn.LayerNorm(config.width, config.eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
+
+    def forward(self, tokens: Tokens, *, layers: Sequence[int] = ()) -> Features:
+        """Runs all blocks.
+
+        Args:
+            tokens: Of this encoder's width.
+            layers: Hidden layers to keep: 0 is the encoder's input, i the output of block i; negative ones count from
+                the last block (-1).
+
+        Raises:
+            ValueError: The width or a layer number does not fit.
+        """
+        if tokens.x.shape[-1] != self.config.width:
+            raise ValueError(f"tokens of width {tokens.x.shape[-1]} do not fit an encoder of width {self.config.width}")
+        wanted = {self._layer_number(layer): layer for layer in layers}
+        x, mask = self._with_prefix(tokens)
+        x = self.norm_pre(x)
+        hidden = {}
+        for i in range(self.config.depth + 1):
+            if i > 0:
+                x = self.blocks[i - 1](x, mask)
+            if i in wanted:
+                hidden[wanted[i]] = tokens.replace(x[:, self.prefix :])
+        x = self.norm(x)
+        return Features(tokens.replace(x[:, self.prefix :]), hidden, x[:, 0] if self.config.class_token else None)
+
+    def _layer_number(self, layer: int) -> int:
+        number = layer + self.config.depth + 1 if layer < 0 else layer
+        if not 0 <= number <= self.config.depth:
+            raise ValueError(f"layer {layer} does not exist in an encoder of {self.config.depth} blocks")
+        return number
+
+    def _with_prefix(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        if not self.prefix:
+            return tokens.x, tokens.mask
+        b = tokens.x.shape[0]
+        parts = [part.expand(b, -1, -1) for part in (self.cls_token, self.reg_token) if part is not None]
+        mask = None if tokens.mask is None else nn.functional.pad(tokens.mask, (self.prefix, 0), value=True)
+        return torch.cat([*parts, tokens.x], 1), mask
+
+    def freeze(self) -> Encoder:
+        """Stops all learning: no gradient reaches a parameter."""
+        return self.requires_grad_(False).eval()
+
+    def start_as_identity(self) -> Encoder:
+        """Zeroes what each block adds, so that training starts from what the tokenizers know (ReZero's idea)."""
+        for block in self.blocks:
+            for linear in (block.attn.proj, block.mlp.fc2):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and fp32 values of all weights: equal exactly when the encoder is the same."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def config_dict(self) -> dict[str, Any]:
+        return asdict(self.config)

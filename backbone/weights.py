@@ -1,0 +1,127 @@
+"""`load_encoder(spec)`: one function for every place that encoder weights come from."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polysense.backbone import checkpoints
+from polysense.backbone.encoder import Encoder
+from polysense.core.errors import InputError
+
+SPECS = "embedded, timm:NAME, hub:REPO, file:PATH or random:NAME"
+
+
+def embedded_folder() -> Path:
+    """Folder of the weights that ship with the package."""
+    return Path(str(files("polysense.weights")))
+
+
+def load_encoder(spec: str = "embedded") -> Encoder:
+    """Loads a frozen encoder.
+
+    Args:
+        spec: `embedded` (polysense's own jointly pretrained weights, offline); `timm:NAME` (any plain timm ViT with its
+            pretrained weights); `hub:REPO` or `hub:REPO#FILE` (a Hugging Face Hub repository: a timm model, or a
+            checkpoint file of a known layout); `file:PATH` (safetensors, or a published Meta-Transformer `.pth`);
+            `random:NAME` (a timm architecture with seeded random weights, for tests and benchmarks).
+
+    Returns:
+        The encoder, frozen, in evaluation mode; `encoder.spec` is the spec.
+
+    Raises:
+        InputError: The spec is unknown, the weights cannot be had or do not fit.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "embedded":
+        encoder = checkpoints.from_file(embedded_folder() / (f"{name or 'encoder'}.safetensors"))
+    elif kind in ("timm", "random") and name:
+        encoder = _as_encoder(create_timm(spec), spec)
+    elif kind == "hub" and name:
+        encoder = _from_hub(name)
+    elif kind == "file" and name:
+        encoder = checkpoints.from_file(Path(name).expanduser())
+    else:
+        raise InputError(spec, "unknown encoder", f"use {SPECS}")
+    encoder.spec = spec
+    return encoder.freeze()
+
+
+def create_timm(spec: str) -> torch.nn.Module:
+    """The whole timm model behind a `timm:NAME` or `random:NAME` spec, without its classifier.
+
+    Raises:
+        InputError: timm has no model of that name, or its weights cannot be downloaded.
+    """
+    import timm
+
+    kind, _, name = spec.partition(":")
+    if not timm.is_model(name.split(".")[0]) and not name.startswith("hf-hub:"):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]) or "timm.list_models('vit*')"
+        raise InputError(spec, "timm has no model of this name", f"choose one such as {near}")
+    if kind == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return timm.create_model(name, pretrained=False, num_classes=0).eval()
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+    except (OSError, RuntimeError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        fix = "connect to the internet once so that timm can download them, or use file:PATH"
+        raise InputError(spec, "its pretrained weights cannot be had", fix) from error
+
+
+def _as_encoder(model: torch.nn.Module, spec: str) -> Encoder:
+    try:
+        return checkpoints.from_timm(model)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(spec, str(error), "use a plain ViT") from error
+
+
+def _from_hub(name: str) -> Encoder:
+    """A repository with a timm `config.json`, or one checkpoint file (named after `#`, else `model.safetensors`)."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, file = name.partition("#")
+    try:
+        if not file:
+            config = json.loads(Path(hf_hub_download(repo, "config.json")).read_text())
+            if "architecture" in config:
+                return _as_encoder(create_timm(f"timm:hf-hub:{repo}"), f"hub:{name}")
+        path = Path(hf_hub_download(repo, file or "model.safetensors"))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        fix = "check the name and the connection; name the file as hub:REPO#FILE if it is not model.safetensors"
+        raise InputError(f"hub:{name}", "the Hub does not give it", fix) from error
+    return checkpoints.from_file(path)
+
+
+def save_encoder(encoder: Encoder, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes weights and configuration as one safetensors file."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in encoder.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, metadata={"config": json.dumps(encoder.config_dict())})
+    partial.replace(path)
+
+
+@lru_cache(maxsize=8)
+def embedded_tokenizer_state(modality: str) -> dict[str, Tensor]:
+    """Weights of the default tokenizer of a modality, as float32, by name; treat them as read-only.
+
+    Raises:
+        InputError: The package carries none for this modality.
+    """
+    path = embedded_folder() / "tokenizers" / f"{modality}.safetensors"
+    state, _ = checkpoints.read_state(path)
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

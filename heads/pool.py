@@ -1,0 +1,68 @@
+"""Pooling: a sequence of tokens -> one vector.
+
+Shape legend: b sequences, n tokens, d width, f pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polysense.core.types import Features, Tokens
+
+STATISTICS = ("mean", "max", "std", "last")
+
+
+def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
+    """Mean, maximum or standard deviation over real tokens, or the last real token ("last").
+
+    A sequence without a real token gives zeros.
+    """
+    x, mask = tokens.x, tokens.dense_mask()
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    count = weight.sum(1).clamp_min(1)
+    if kind == "mean":
+        return (x * weight).sum(1) / count
+    if kind == "std":
+        mean = (x * weight).sum(1, keepdim=True) / count.unsqueeze(1)
+        return ((((x - mean) ** 2) * weight).sum(1) / count + 1e-6).sqrt()
+    if kind == "max":
+        largest = x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
+        return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)
+    if kind == "last":
+        place = torch.arange(x.shape[1], device=x.device).masked_fill(~mask, -1).amax(1).clamp_min(0)
+        return x[torch.arange(len(x), device=x.device), place] * mask.any(1, keepdim=True)
+    raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
+
+
+class Pool(nn.Module):
+    """Chosen statistics of the last and of chosen hidden layers, side by side, each set to unit variance.
+
+    Without learned parameters, so that what it gives for a frozen tokenizer and encoder can be computed once.
+
+    Args:
+        width: Of a token.
+        pooling: Statistics to take, of `STATISTICS`; "cls" takes the class token (last layer only).
+        layers: Hidden layers to read beside the last one.
+    """
+
+    def __init__(self, width: int, pooling: Sequence[str] = ("mean", "max"), layers: Sequence[int] = ()) -> None:
+        super().__init__()
+        for kind in pooling:
+            if kind not in (*STATISTICS, "cls"):
+                raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
+        self.pooling, self.layers = tuple(pooling), tuple(layers)
+        plain = [kind for kind in pooling if kind != "cls"]
+        self.width = width * (len(plain) * (1 + len(self.layers)) + ("cls" in pooling))
+
+    def forward(self, features: Features) -> Float[Tensor, "b f"]:
+        levels = [features.last, *(features.hidden[layer] for layer in self.layers)]
+        parts = [masked_statistic(level, kind) for level in levels for kind in self.pooling if kind != "cls"]
+        if "cls" in self.pooling:
+            if features.cls is None:
+                raise ValueError("pooling 'cls' needs an encoder with a class token; use mean or max")
+            parts.append(features.cls)
+        return torch.cat([nn.functional.layer_norm(part, part.shape[-1:]) for part in parts], -1)

@@ -1,0 +1,97 @@
+"""Bundles: folders that hold a task's tokenizer and head. Listing them imports no torch.
+
+A bundle is `config.json` (versioned), `model.safetensors` and `README.md` (its card). The encoder is named with its
+hash, not copied; tensors equal to those of the embedded default tokenizer are not copied either.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from polysense.core.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInfo:
+    """What a bundle says about itself."""
+
+    name: str
+    task: str
+    modality: str
+    path: Path
+    metrics: dict[str, float] = field(default_factory=dict)  # measured, by usual names
+    measured_on: str = ""  # the data and split of the metrics
+    licence: str = ""
+    default: bool = False  # the one that `load(task)` takes
+
+
+def bundles() -> list[BundleInfo]:
+    """The bundles that ship with the package, by name."""
+    folder = Path(str(files("polysense.weights"))) / "bundles"
+    return [read_info(path.parent) for path in sorted(folder.glob("*/config.json"))]
+
+
+def read_info(folder: Path) -> BundleInfo:
+    config = read_config(folder)
+    about = config.get("about", {})
+    return BundleInfo(
+        name=folder.name, task=config["task"], modality=config["tokenizer"]["name"], path=folder,
+        metrics=config.get("metrics", {}), measured_on=about.get("measured_on", ""),
+        licence=about.get("licence", ""), default=about.get("default", False),
+    )  # fmt: skip
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads and checks a bundle's `config.json`.
+
+    Raises:
+        InputError: It is absent, damaged or of a newer format.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(folder, "it is no bundle (no config.json)", "give a folder written by polysense fit") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, "it is not readable JSON", "copy the bundle again") from error
+    missing = [key for key in ("format", "task", "tokenizer", "head", "encoder") if key not in config]
+    if missing:
+        raise InputError(path, f"it lacks {', '.join(missing)}", "give a folder written by polysense fit")
+    if config["format"] > FORMAT:
+        raise InputError(path, f"it has format {config['format']}, newer than this version's {FORMAT}",
+                         "upgrade polysense")  # fmt: skip
+    return config
+
+
+def find_bundle(name: str | Path) -> Path | None:
+    """The folder of an embedded bundle (by name or task), of a local one, or None."""
+    shipped = bundles()
+    for info in shipped:
+        if info.name == str(name):
+            return info.path
+    for info in sorted(shipped, key=lambda info: not info.default):
+        if info.task == str(name):
+            return info.path
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def download_bundle(repo: str) -> Path:
+    """Fetches a bundle from the Hugging Face Hub (`owner/name`).
+
+    Raises:
+        InputError: The Hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise InputError(repo, "the Hub does not give this bundle", "check the name and the connection") from error

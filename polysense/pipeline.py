@@ -1,0 +1,262 @@
+"""The pipeline: sources in, predictions out; build, call, stream, save, load.
+
+Shape legend: b sequences of a batch, s samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polysense.backbone.encoder import Encoder
+from polysense.backbone.weights import create_timm, embedded_tokenizer_state, load_encoder
+from polysense.bundle import download_bundle, find_bundle
+from polysense.components import get_head, get_tokenizer
+from polysense.core.errors import InputError
+from polysense.core.predictions import Prediction
+from polysense.core.types import Sample
+from polysense.heads.base import Head, Out
+from polysense.tasks import TASKS, Task
+from polysense.tokenizers.base import Batch, Tokenizer
+
+shared_encoder = lru_cache(maxsize=2)(load_encoder)  # pipelines of one spec share one frozen encoder
+
+
+class Pipeline(nn.Module):
+    """A tokenizer, the frozen encoder and a head.
+
+    Args:
+        task: What it does.
+        tokenizer: source -> tokens.
+        encoder: Frozen here, whatever it was.
+        head: features -> predictions.
+        name: For tables and cards.
+        metrics: Measured quality by usual names.
+        about: Further facts for the card (data, licence …), JSON-able.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        head: Head,
+        *,
+        name: str = "",
+        metrics: Mapping[str, float] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if tokenizer.width != encoder.config.width:
+            raise ValueError(
+                f"a tokenizer of width {tokenizer.width} does not fit an encoder of {encoder.config.width}"
+            )
+        self.task, self.tokenizer, self.encoder, self.head = task, tokenizer, encoder.freeze(), head
+        self.name, self.metrics, self.about = name or task.name, dict(metrics or {}), dict(about or {})
+
+    @classmethod
+    def build(
+        cls,
+        task: str,
+        *,
+        encoder: str | Encoder = "embedded",
+        tokenizer: Mapping[str, Any] | None = None,
+        head: Mapping[str, Any] | None = None,
+        sources: Sequence[Any] = (),
+        seed: int = 0,
+    ) -> Pipeline:
+        """Makes an untrained pipeline: embedded tokenizer weights where there are any, seeded ones elsewhere.
+
+        Args:
+            task: A name in `TASKS`.
+            encoder: A spec of `load_encoder`, or an encoder.
+            tokenizer: Fields of the tokenizer's configuration that differ from the default.
+            head: Fields of the head's configuration that differ from the default.
+            sources: Training sources from which a tokenizer reads what it must know (columns of a table …).
+            seed: Of the new weights.
+        """
+        what = TASKS[task]
+        trunk = shared_encoder(encoder) if isinstance(encoder, str) else encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            front = _new_tokenizer(what.modality, trunk, dict(tokenizer or {}), sources)
+            head_class = get_head(what.head)
+            try:
+                config = head_class.Config(**(head or {}))
+            except TypeError as error:
+                raise InputError(
+                    f"head of {task}", str(error), f"see {head_class.Config.__name__} for the options"
+                ) from error
+            return cls(what, front, trunk, head_class(config, trunk.config.width))
+
+    @property
+    def modality(self) -> str:
+        return self.task.modality
+
+    @property
+    def encoder_hash(self) -> str:
+        return self.encoder.fingerprint()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def train(self, mode: bool = True) -> Pipeline:
+        """Training mode for tokenizer and head; the frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, batch: Batch) -> Out:
+        """A collated batch (on any device) -> the head's raw output for each of its b sequences."""
+        return self.head(self.encoder(self.tokenizer(to_device(batch, self.device)), layers=self.head.layers))
+
+    def __call__(self, sources: Any, batch_size: int = 16) -> Any:
+        """Predicts; or, given a collated batch (a dict), runs `forward`.
+
+        Args:
+            sources: One source (path, bytes, image, array …), or a list or iterator of them.
+            batch_size: Sequences that run together.
+
+        Returns:
+            Predictions in the order of the sources; a source that holds several inputs (a table) gives several.
+
+        Raises:
+            InputError: A source cannot be used.
+        """
+        if isinstance(sources, dict) and "meta" in sources:
+            return super().__call__(sources)
+        return list(self.stream(sources, batch_size))
+
+    def stream(self, sources: Any, batch_size: int = 16, on_error: str = "raise") -> Iterator[Any]:
+        """Predicts lazily, for any number of sources.
+
+        Args:
+            sources: As for a call.
+            batch_size: Sequences that run together.
+            on_error: "raise", or "skip": an unusable source yields its InputError in its place.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+        waiting: list[Sample | InputError] = []
+        sequences: list[list[Sample]] = []
+        for sample in self._read(sources, on_error):
+            waiting.append(sample)
+            sequences.append([] if isinstance(sample, InputError) else self.tokenizer.split(sample))
+            if sum(map(len, sequences)) >= batch_size or len(waiting) >= 4 * batch_size:
+                yield from self._answer(waiting, sequences, batch_size)
+                waiting, sequences = [], []
+        yield from self._answer(waiting, sequences, batch_size)
+
+    def _read(self, sources: Any, on_error: str) -> Iterator[Sample | InputError]:
+        many = isinstance(sources, list | Iterator) and not isinstance(sources, io.IOBase)
+        for source in sources if many else [sources]:
+            try:
+                yield from self.tokenizer.read_all(source)
+            except InputError as error:
+                if on_error == "raise":
+                    raise
+                yield error
+
+    def _answer(
+        self, samples: list[Sample | InputError], sequences: list[list[Sample]], batch_size: int
+    ) -> Iterator[Prediction | InputError]:
+        good = [parts for parts in sequences if parts]
+        predictions = iter(self.predict_sequences(good, batch_size) if good else [])
+        for sample in samples:
+            yield sample if isinstance(sample, InputError) else next(predictions)
+
+    @torch.inference_mode()
+    def predict_sequences(self, samples: Sequence[Sequence[Sample]], batch_size: int = 16) -> list[Prediction]:
+        """Predictions for samples that are already read and split; one per sample."""
+        training = self.training
+        self.eval()
+        try:
+            flat = [part for parts in samples for part in parts]
+            owner = torch.tensor([s for s, parts in enumerate(samples) for _ in parts])
+            one_each = len(flat) == len(samples)
+            answers: list[Prediction] = []
+            outs, metas = [], []
+            for start in range(0, len(flat), batch_size):
+                batch = self.tokenizer.collate(flat[start : start + batch_size])
+                out = {name: value.cpu() for name, value in self.forward(batch).items()}
+                if one_each:  # outputs may differ in shape from batch to batch (masks)
+                    answers += self.head.decode(out, batch["meta"])
+                else:
+                    outs.append(out)
+                    metas += batch["meta"]
+            if not one_each:
+                joined = {name: torch.cat([out[name] for out in outs]) for name in outs[0]}
+                answers = self.head.decode(self.head.merge(joined, owner), self.head.merge_meta(metas, owner))
+            return answers
+        finally:
+            self.train(training)
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Writes the bundle folder, whole or not at all. See `polysense.saving`."""
+        from polysense.saving import save
+
+        return save(self, Path(path))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, device: str = "cpu") -> Pipeline:
+        """Loads an embedded bundle (by its name or task), a folder, or a Hub repository `owner/name`.
+
+        Raises:
+            InputError: There is no such bundle, or it is damaged or made for another encoder.
+        """
+        from polysense.saving import load
+
+        folder = find_bundle(name_or_path)
+        if folder is None:
+            task = str(name_or_path)
+            if task in TASKS and TASKS[task].kind == "embedding":
+                return cls.build(task).to(device)
+            if task in TASKS:
+                fix = f"train one with: polysense fit {task} DATA --out BUNDLE"
+                raise InputError(task, "no bundle for this task ships with polysense", fix)
+            if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/", "~")):
+                fix = "see polysense models for the names, or give a bundle folder or a Hub repository owner/name"
+                raise InputError(name_or_path, "there is no bundle of this name", fix)
+            folder = download_bundle(str(name_or_path))
+        return load(cls, folder).to(device)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _new_tokenizer(modality: str, encoder: Encoder, options: dict[str, Any], sources: Sequence[Any]) -> Tokenizer:
+    """A tokenizer for this encoder: timm's own patch embedding, the embedded weights, or seeded ones."""
+    kind, _, _ = encoder.spec.partition(":")
+    if modality == "image" and kind in ("timm", "random") and options.get("form", "vit") == "vit":
+        from polysense.tokenizers.image import from_timm
+
+        return from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
+    cls = get_tokenizer(modality)
+    try:
+        config = cls.Config(**{"width": encoder.config.width, **options})
+    except TypeError as error:
+        raise InputError(f"{modality} tokenizer", str(error), f"see {cls.Config.__name__} for the options") from error
+    tokenizer = cls(cls.fit_config(config, sources) if sources else config)
+    if kind == "embedded":
+        load_embedded_weights(tokenizer, modality)
+    return tokenizer
+
+
+def load_embedded_weights(tokenizer: Tokenizer, modality: str) -> list[str]:
+    """Copies the embedded tensors whose names and shapes the tokenizer has; returns their names."""
+    own = tokenizer.state_dict()
+    state: dict[str, Tensor] = {}
+    with contextlib.suppress(InputError):  # a modality without embedded weights starts from seeded ones
+        state = embedded_tokenizer_state(modality)
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    tokenizer.load_state_dict(fitting, strict=False)
+    return sorted(fitting)

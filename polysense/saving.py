@@ -1,0 +1,127 @@
+"""Pipelines to bundle folders and back, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polysense.backbone.checkpoints import load_strict, read_state
+from polysense.backbone.weights import embedded_tokenizer_state
+from polysense.bundle import FORMAT, read_config
+from polysense.components import get_head, get_tokenizer
+from polysense.core.errors import InputError
+from polysense.tasks import TASKS
+
+if TYPE_CHECKING:
+    from polysense.pipeline import Pipeline
+
+
+def save(pipeline: Pipeline, path: Path) -> Path:
+    """Writes a bundle. An existing bundle at `path` is replaced at the end; anything else there is left alone.
+
+    Raises:
+        InputError: `path` is a file, or a folder that is no bundle.
+    """
+    from safetensors.torch import save_file
+
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
+        raise InputError(path, "something that is no bundle stands there", "choose another folder")
+    state, shared = _own_tensors(pipeline)
+    config = {
+        "format": FORMAT,
+        "task": pipeline.task.name,
+        "tokenizer": {
+            "name": pipeline.task.modality,
+            "config": pipeline.tokenizer.config_dict(),
+            "embedded_tensors": shared,
+        },
+        "head": {"name": pipeline.task.head, "config": pipeline.head.config_dict()},
+        "encoder": {"spec": pipeline.encoder.spec or "unnamed", "sha256": pipeline.encoder_hash},
+        "metrics": pipeline.metrics,
+        "about": pipeline.about,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        (partial / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+        save_file(state, partial / "model.safetensors")
+        (partial / "README.md").write_text(card(pipeline))
+        partial.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _own_tensors(pipeline: Pipeline) -> tuple[dict[str, Tensor], list[str]]:
+    """Tokenizer and head tensors to store, and the names of those that the embedded tokenizer has bit for bit."""
+    base: dict[str, Tensor] = {}
+    if pipeline.encoder.spec == "embedded":
+        try:
+            base = embedded_tokenizer_state(pipeline.task.modality)
+        except InputError:
+            base = {}
+    state, shared = {}, []
+    for name, value in pipeline.tokenizer.state_dict().items():
+        if name in base and torch.equal(value.cpu(), base[name]):
+            shared.append(name)
+        else:
+            state[f"tokenizer.{name}"] = value.detach().cpu().contiguous()
+    state |= {f"head.{name}": value.detach().cpu().contiguous() for name, value in pipeline.head.state_dict().items()}
+    # Tied or sliced tensors would share storage, which safetensors refuses.
+    return {name: value.clone() for name, value in state.items()}, shared
+
+
+def load(cls: type[Pipeline], folder: Path) -> Pipeline:
+    """Reads a bundle folder.
+
+    Raises:
+        InputError: It is damaged, or was made for another encoder.
+    """
+    from polysense.pipeline import shared_encoder
+
+    config = read_config(folder)
+    if config["task"] not in TASKS:
+        raise InputError(folder, f"its task {config['task']!r} is unknown to this version", "upgrade polysense")
+    encoder = shared_encoder(config["encoder"]["spec"])
+    if encoder.fingerprint() != config["encoder"]["sha256"]:
+        problem = f"it was made for another encoder than {config['encoder']['spec']} is now"
+        raise InputError(folder, problem, "fit it again, or install the version of polysense that made it")
+    state, _ = read_state(folder / "model.safetensors")
+    tokenizer_class = get_tokenizer(config["tokenizer"]["name"])
+    head_class = get_head(config["head"]["name"])
+    try:
+        tokenizer = tokenizer_class(tokenizer_class.Config(**config["tokenizer"]["config"]))
+        head = head_class(head_class.Config(**config["head"]["config"]), encoder.config.width)
+    except (TypeError, ValueError) as error:
+        raise InputError(folder / "config.json", f"its options do not fit: {error}", "fit the bundle again") from error
+    base = embedded_tokenizer_state(config["tokenizer"]["name"]) if config["tokenizer"]["embedded_tensors"] else {}
+    parts: dict[str, dict[str, Any]] = {"tokenizer": {}, "head": {}}
+    for name, value in state.items():
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[key] = value
+    parts["tokenizer"] |= {name: base[name] for name in config["tokenizer"]["embedded_tensors"] if name in base}
+    load_strict(tokenizer, parts["tokenizer"], folder / "model.safetensors")
+    load_strict(head, parts["head"], folder / "model.safetensors")
+    return cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],
+               about=config["about"]).eval()  # fmt: skip
+
+
+def card(pipeline: Pipeline) -> str:
+    """The bundle's README: what it is, how to use it, what was measured."""
+    rows = [f"| {name} | {value:.4f} |" for name, value in pipeline.metrics.items()]
+    facts = [f"- **{key.replace('_', ' ')}**: {value}" for key, value in pipeline.about.items()]
+    return "\n".join([
+        f"# {pipeline.name}", "", f"A polysense bundle for {pipeline.task.name}: tokenizer and head beside the frozen "
+        f"encoder `{pipeline.encoder.spec}` (sha256 `{pipeline.encoder_hash[:16]}…`).", "",
+        *(["| metric | value |", "|---|---|", *rows, ""] if rows else []), *facts, "", "```python", "import polysense",
+        "", f'pipeline = polysense.load("{pipeline.name}")', "print(pipeline(path))", "```", "",
+    ])  # fmt: skip

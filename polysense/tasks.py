@@ -1,0 +1,49 @@
+"""What polysense can be asked to do: a task is a modality, a head and the metric that judges it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polysense.core.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: As users write it ("image-classification").
+        modality: Name of the tokenizer ("image").
+        head: Name of the head ("classification").
+        kind: How predictions are scored: classification, multilabel, regression, segmentation, detection,
+            forecasting or embedding.
+        metric: The metric that early stopping watches and tables show ("accuracy").
+        larger_is_better: Direction of the metric.
+    """
+
+    name: str
+    modality: str
+    head: str
+    kind: str
+    metric: str
+    larger_is_better: bool = True
+
+
+TASKS: Registry[Task] = Registry("task")
+MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular")
+
+
+def _add(name: str, modality: str, head: str, kind: str, metric: str, larger_is_better: bool = True) -> None:
+    TASKS.register(name)(Task(name, modality, head, kind, metric, larger_is_better))
+
+
+for _modality in MODALITIES:
+    _prefix = _modality.replace("_", "-")
+    _add(f"{_prefix}-classification", _modality, "classification", "classification", "accuracy")
+    _add(f"{_prefix}-multilabel", _modality, "classification", "multilabel", "f1")
+    _add(f"{_prefix}-regression", _modality, "regression", "regression", "mse", larger_is_better=False)
+    _add(f"{_prefix}-embedding", _modality, "embedding", "embedding", "")
+_add("image-segmentation", "image", "segmentation", "segmentation", "miou")
+_add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
+_add("object-detection", "image", "detection", "detection", "map50")
+_add("forecasting", "time_series", "forecasting", "forecasting", "mse", larger_is_better=False)
