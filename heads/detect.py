@@ -1,0 +1,188 @@
+"""Object detection: boxes in the pixels of the original image, without anchors.
+
+Each cell of the token grid, and of finer grids upsampled from it, predicts class scores that also say how well its box
+fits (Li et al. 2020, generalised focal loss), and one box, in units of token cells: x / width * columns.
+
+Shape legend: b batch, d width, c channels, h rows and w columns of the padded token grid, p cells of all levels,
+m boxes of one image, k classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
+
+from polysense.core.errors import InputError
+from polysense.core.predictions import Boxes, Prediction
+from polysense.core.types import Features
+from polysense.data.dataset import BoxTarget
+from polysense.heads.assign import task_aligned
+from polysense.heads.base import HEADS, Head, Out
+from polysense.heads.grid import GridNeck, MaskedBlock, Upsample, sample_grid
+
+PRIOR = 0.01  # score of every cell before training, so that background does not drown the first steps
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    classes: tuple[str, ...]  # names by index
+    layers: tuple[int, ...] = ()  # hidden layers of the encoder read beside the last one
+    channels: int = 128  # of the grid
+    depth: int = 2  # 3 x 3 convolutions of the class branch and of the box branch
+    levels: int = 2  # grids: the tokens', and each further one twice as fine
+    candidates: int = 10  # cells that may learn one object
+    box_weight: float = 2.0  # of the GIoU loss beside the class loss
+    threshold: float = 0.3  # least score of an answer
+    nms_iou: float = 0.6  # overlap from which the less confident of two boxes of one class is dropped
+    max_boxes: int = 100  # most boxes of one image
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # lists, when read from JSON
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+
+@HEADS.register("detection")
+class DetectionHead(Head):
+    """Two masked convolutional branches shared by all levels.
+
+    Attributes:
+        threshold: Least score of an answer; lower it (to 0.01) while average precision is measured.
+    """
+
+    Config = DetectionConfig
+
+    def __init__(self, config: DetectionConfig, width: int) -> None:
+        super().__init__(config, width)
+        channels = config.channels
+        self.threshold = config.threshold
+        self.neck = GridNeck(width, channels, config.layers)
+        self.ups = nn.ModuleList(Upsample(channels) for _ in range(config.levels - 1))
+        self.class_branch = nn.ModuleList(MaskedBlock(channels) for _ in range(config.depth))
+        self.box_branch = nn.ModuleList(MaskedBlock(channels) for _ in range(config.depth))
+        self.classify = nn.Conv2d(channels, len(config.classes), 1)
+        self.regress = nn.Conv2d(channels, 4, 1)
+        # Larger objects suit coarser cells; each level learns its own typical size.
+        self.sizes = nn.Parameter(torch.full((config.levels, 2), math.log(2.0)))
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.normal_(self.regress.weight, std=0.01)
+        nn.init.constant_(self.classify.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.zeros_(self.regress.bias)
+
+    def forward(self, features: Features) -> Out:
+        """Returns "logits" (b, p, k), "boxes" (b, p, 4), "centers" (b, p, 2) in token cells, and "valid" (b, p)."""
+        x, mask = self.neck(features)
+        levels = []
+        for level in range(self.config.levels):
+            if level:
+                x, mask = self.ups[level - 1](x, mask)
+            levels.append(self._level(x, mask, level))
+        return {name: torch.cat([out[name] for out in levels], 1) for name in levels[0]}
+
+    def _level(self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"], level: int) -> Out:
+        what = where = x
+        for block in self.class_branch:
+            what = block(what, mask)
+        for block in self.box_branch:
+            where = block(where, mask)
+        b, _, h, w = x.shape
+        cell = 0.5**level
+        ys, xs = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
+        centers = (torch.stack([xs, ys], -1).reshape(-1, 2).float() + 0.5) * cell
+        raw = self.regress(where).float().flatten(2).transpose(1, 2)
+        # Centre and size, not four distances: a cell beside a very small object can reach it, and no box is inside out.
+        middle = centers + raw[..., :2] * cell
+        half = (raw[..., 2:] + self.sizes[level]).clamp(-6, 6).exp() * (cell / 2)
+        return {
+            "logits": self.classify(what).float().flatten(2).transpose(1, 2),
+            "boxes": torch.cat([middle - half, middle + half], -1),
+            "centers": centers.expand(b, -1, -1),
+            "valid": mask.flatten(1),
+        }
+
+    def targets(self, labels: Sequence[BoxTarget], meta: Sequence[Mapping[str, Any]]) -> Out:
+        """Pads the boxes of each image: "boxes" (b, m, 4) in token cells and "labels" (b, m) int64, -1 where none.
+
+        Raises:
+            InputError: A label is none of the classes.
+        """
+        most = max((len(target.labels) for target in labels), default=0)
+        boxes, classes = torch.zeros(len(labels), most, 4), torch.full((len(labels), most), -1)
+        numbers = {name: i for i, name in enumerate(self.config.classes)}
+        for i, (target, m) in enumerate(zip(labels, meta, strict=True)):
+            unknown = sorted(set(target.labels) - set(numbers))
+            if unknown:
+                source, problem = m.get("source", "<memory>"), f"a box is labelled {unknown[0]!r}, which is no class"
+                raise InputError(source, problem, f"choose from: {', '.join(self.config.classes)}")
+            if count := len(target.labels):
+                xyxy = torch.as_tensor(np.asarray(target.xyxy, np.float32)).view(count, 4)
+                boxes[i, :count] = xyxy / _cell_size(m)
+                classes[i, :count] = torch.tensor([numbers[name] for name in target.labels])
+        return {"boxes": boxes, "labels": classes}
+
+    def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
+        """Quality focal loss over all cells and GIoU loss over those that learn an object."""
+        device = out["logits"].device
+        truth, labels = target["boxes"].to(device), target["labels"].to(device)
+        class_losses, box_losses, total = [], [], 0
+        for i in range(len(truth)):
+            own = labels[i] >= 0
+            logits, boxes, valid = out["logits"][i], out["boxes"][i], out["valid"][i]
+            found = task_aligned(
+                logits.sigmoid(), boxes, out["centers"][i], valid, truth[i][own], labels[i][own],
+                candidates=self.config.candidates,
+            )  # fmt: skip
+            cells = (found.object >= 0).nonzero().flatten()
+            objects = found.object[cells]
+            wanted = torch.zeros_like(logits)
+            wanted[cells, labels[i][own][objects]] = found.quality[cells]
+            class_losses.append(quality_focal(logits, wanted)[valid].sum())
+            # Also badly fitting cells must learn their box, else a first poor box would stay.
+            weight = found.quality[cells].clamp(min=0.1)
+            box_losses.append((generalized_box_iou_loss(boxes[cells], truth[i][own][objects]) * weight).sum())
+            total += float(weight.detach().sum())
+        share = 1.0 / max(total, 1.0)
+        class_loss, box_loss = torch.stack(class_losses).sum() * share, torch.stack(box_losses).sum() * share
+        loss = class_loss + self.config.box_weight * box_loss
+        return {"loss": loss, "class": class_loss.detach(), "box": box_loss.detach()}
+
+    @torch.no_grad()
+    def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """`Boxes` over the threshold after non-maximum suppression per class, clipped to the original image."""
+        return [self._decode_one({name: tensor[i] for name, tensor in out.items()}, m) for i, m in enumerate(meta)]
+
+    def _decode_one(self, out: Out, meta: Mapping[str, Any]) -> Boxes:
+        size = (int(meta["size"][0]), int(meta["size"][1]))
+        scores = out["logits"].sigmoid().masked_fill(~out["valid"][:, None], 0.0)
+        best, flat = scores.flatten().topk(min(10 * self.config.max_boxes, scores.numel()))
+        kept = best > self.threshold
+        best, cell, label = best[kept], flat[kept] // scores.shape[1], flat[kept] % scores.shape[1]
+        boxes = clip_boxes_to_image(out["boxes"][cell] * _cell_size(meta).to(scores.device), size)
+        solid = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0  # clipping leaves nothing of a box outside the image
+        boxes, best, label = boxes[solid], best[solid], label[solid]
+        kept_boxes = batched_nms(boxes, best, label, self.config.nms_iou)[: self.config.max_boxes]
+        names = [self.config.classes[i] for i in label[kept_boxes].tolist()]
+        xyxy, confidence = boxes[kept_boxes].float().cpu().numpy(), best[kept_boxes].float().cpu().numpy()
+        return Boxes(xyxy, names, confidence, size, meta.get("source", "<memory>"))
+
+
+def quality_focal(
+    logits: Float[Tensor, "p k"], wanted: Float[Tensor, "p k"], beta: float = 2.0
+) -> Float[Tensor, "p k"]:
+    """Focal loss for soft targets: cross entropy times |wanted - score|**beta (Li et al. 2020, equation 2)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return entropy * (wanted - logits.sigmoid()).abs() ** beta
+
+
+def _cell_size(meta: Mapping[str, Any]) -> Float[Tensor, " 4"]:
+    """Original pixels of one token cell: x, y, x, y. The token grid covers the whole image."""
+    (height, width), (rows, cols) = meta["size"], sample_grid(meta)
+    return torch.tensor([width / cols, height / rows] * 2, dtype=torch.float32)
