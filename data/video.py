@@ -1,0 +1,241 @@
+"""Reads clips: a few frames, evenly spaced in time, of a film of any length.
+
+Each wanted moment (the middle of one of `frames` equal parts of the clip) gives the frame that stands on the screen
+then, so variable frame rates are sampled by time and not by count. Only wanted frames are converted and kept.
+
+Shape legend: t frames, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from polysense.core.errors import InputError
+from polysense.data.image import MAX_PIXELS, describe_source, open_source, read_image_sized
+
+VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
+ARRAY_RATE = 25.0  # frames a second that arrays and lists are taken to have
+LONG = 60.0  # seconds; longer files are read by seeking
+SEEK_GAP = 5.0  # seconds; a seek lands on a keyframe up to some seconds early, so a nearer frame is reached by decoding
+# FFmpeg also knows playlists and scripts that open other files and addresses; a clip is one of these containers.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,m4v,apng"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames taken from a film.
+
+    Attributes:
+        frames: RGB, upright, perhaps smaller than the original.
+        times: Seconds from the beginning at which each frame appears, ascending.
+        duration: Seconds from the first frame to the end of the last one.
+        size: (height, width) of the upright original.
+    """
+
+    frames: np.ndarray  # (t, h, w, 3) uint8
+    times: np.ndarray  # (t,) float64
+    duration: float
+    size: tuple[int, int]
+
+
+def read_video(source: Any, frames: int = 8, *, target: int | None = None) -> Clip:
+    """Reads evenly spaced frames of one clip.
+
+    Args:
+        source: A path, bytes or a binary file object (MP4, MOV, AVI, MKV, WebM, GIF and their kin); or the frames
+            themselves at 25 a second: a uint8 array (t, h, w, 3), a tensor (t, 3, h, w), or a list of images.
+        frames: How many to take; fewer come back where the clip has fewer distinct ones.
+        target: Frames are scaled down so that their longer side is at most this many pixels.
+
+    Raises:
+        InputError: There is no such file, no picture in it, it is damaged, or it breaks off in its first half.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, not {frames}")
+    name = describe_source(source)
+    if isinstance(source, np.ndarray | torch.Tensor | list | tuple):
+        return _from_images(source, frames, target, name)
+    if isinstance(source, Image.Image):
+        return _from_images([source], frames, target, name)
+    with ExitStack() as stack:
+        file = open_source(source, stack)
+        start = file.tell()
+        duration, certain = _measure(file, start, name)
+        clip, end, broken = _take(file, start, name, frames, duration, target)
+        if end < duration / 2 and (broken or certain):
+            problem = f"the clip breaks off after {end:.1f} of {duration:.1f} seconds"
+            raise InputError(name, problem, "download or export it again")
+        if end < _middles(duration, frames)[-1]:  # it stops early: spread the frames over what there is
+            clip, _, _ = _take(file, start, name, frames, end, target)
+    return clip
+
+
+def _middles(duration: float, count: int) -> np.ndarray:
+    return (np.arange(count) + 0.5) * (duration / count)
+
+
+@contextmanager
+def _opened(file: Any, start: int, name: str) -> Iterator[tuple[Any, Any]]:
+    """Yields PyAV's (container, video stream)."""
+    import av
+
+    file.seek(start)
+    try:
+        container = av.open(file, options={"format_whitelist": CONTAINERS})
+    except av.error.FFmpegError as error:
+        problem = "this is not a video, or it is damaged or cut short"
+        raise InputError(name, problem, "convert it to MP4 or download it again") from error
+    with container:
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise InputError(name, "there is no video stream in this file", "give a file with pictures")
+        stream = streams[0]
+        if stream.codec_context is None or stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            raise InputError(
+                name, "the video's codec is unknown or its frames are too large", "convert it to MP4 (H.264)"
+            )
+        yield container, stream
+
+
+def _measure(file: Any, start: int, name: str) -> tuple[float, bool]:
+    """Duration in seconds, and whether it is known to be that of the video stream (and not of its sound)."""
+    import av
+
+    with _opened(file, start, name) as (container, stream):
+        if stream.duration:
+            return float(stream.duration * stream.time_base), True
+        if "DURATION" in stream.metadata:  # Matroska
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds), True
+        if container.duration:
+            return container.duration / av.time_base, False
+        # Nothing is stated (recorded by a browser, a raw stream): look at all packets, without decoding them.
+        step, last, count = _step(stream), 0.0, 0
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    stamp = packet.pts if packet.pts is not None else packet.dts
+                    last = max(last, count * step if stamp is None else _seconds(stamp, stream))
+                    count += 1
+        except av.error.FFmpegError:
+            pass  # as far as it goes; decoding tells whether that is enough
+        return last + step, False
+
+
+def _step(stream: Any) -> float:
+    """Seconds from frame to frame, as the file says on average."""
+    return float(1 / stream.average_rate) if stream.average_rate else 1 / ARRAY_RATE
+
+
+def _seconds(stamp: int, stream: Any) -> float:
+    return float((stamp - (stream.start_time or 0)) * stream.time_base)
+
+
+def _take(
+    file: Any, start: int, name: str, count: int, duration: float, target: int | None
+) -> tuple[Clip, float, bool]:
+    """One pass: the clip, the second at which the file ended (infinite where that was not met), whether by an error."""
+    pictures, times, size = [], [], (0, 0)
+    with _opened(file, start, name) as (container, stream):
+        player = _Player(container, stream, SEEK_GAP if duration > LONG else float("inf"))
+        for moment in _middles(duration, count):
+            frame = player.at(moment)
+            if frame is not None and (not times or player.shown_at > times[-1]):
+                picture, size = _convert(frame, target)
+                pictures.append(picture)
+                times.append(player.shown_at)
+    if not pictures:
+        raise InputError(name, "no frame of the video can be decoded", "convert it to MP4 or download it again")
+    clip = Clip(np.stack(pictures), np.array(times), duration, size)
+    return clip, player.reached if player.ended else float("inf"), player.broken
+
+
+class _Player:
+    """Goes forward through a video stream and holds the frame on the screen and the one after it."""
+
+    def __init__(self, container: Any, stream: Any, gap: float) -> None:
+        self.container, self.stream, self.gap = container, stream, gap
+        self.step = _step(stream)
+        self.reached = 0.0  # end of the last frame that was decoded
+        self.broken = False
+        self._start()
+
+    def _start(self) -> None:
+        self.decoder = self.container.decode(self.stream)
+        self.ended = False
+        self.shown: Any = None
+        self.following: Any = None
+        self.shown_at = self.following_at = 0.0
+
+    def at(self, moment: float) -> Any:
+        """The frame that stands at `moment`, not before an earlier one; None where nothing can be decoded."""
+        if moment - max(self.shown_at, self.following_at) > self.gap:
+            self._seek(moment)
+        while not self.ended and (self.following is None or self.following_at <= moment):
+            self._advance()
+        return self.shown if self.shown is not None else self.following
+
+    def _seek(self, moment: float) -> None:
+        import av
+
+        stamp = round(moment / self.stream.time_base) + (self.stream.start_time or 0)
+        try:
+            self.container.seek(stamp, stream=self.stream)
+        except av.error.FFmpegError:
+            self.gap = float("inf")  # this file cannot be searched: decode on
+        else:
+            self._start()
+
+    def _advance(self) -> None:
+        import av
+
+        if self.following is not None:
+            self.shown, self.shown_at, self.following = self.following, self.following_at, None
+        try:
+            frame = next(self.decoder, None)
+        except av.error.FFmpegError:
+            frame, self.broken = None, True
+        if frame is None:
+            self.ended = True
+            return
+        self.following_at = self.reached if frame.pts is None else _seconds(frame.pts, self.stream)
+        self.reached = self.following_at + (float(frame.duration * self.stream.time_base) or self.step)
+        self.following = frame
+        if self.shown is None:
+            self.shown, self.shown_at = frame, self.following_at
+
+
+def _convert(frame: Any, target: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """An upright, perhaps smaller RGB array, and the (height, width) of the upright original."""
+    share = 1.0 if target is None else min(1.0, target / max(frame.height, frame.width))
+    height, width = max(1, round(frame.height * share)), max(1, round(frame.width * share))
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+    size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+    return np.rot90(picture, turns), size
+
+
+def _from_images(images: Any, frames: int, target: int | None, name: str) -> Clip:
+    """A clip from frames that are in memory already, or from image files one by one."""
+    count = len(images)
+    if count == 0 or (not isinstance(images, list | tuple) and images.ndim != 4):
+        fix = "give an array (frames, height, width, 3), a tensor (frames, 3, height, width) or a list of images"
+        raise InputError(name, "this is not a clip", fix)
+    wanted = np.unique(_middles(count, frames).astype(int))
+    pictures, sizes = [], set()
+    for i in wanted:
+        picture, size = read_image_sized(images[i], target=target)
+        share = 1.0 if target is None else min(1.0, target / max(picture.size))
+        shape = (max(1, round(picture.width * share)), max(1, round(picture.height * share)))
+        pictures.append(np.asarray(picture.resize(shape, Image.Resampling.BOX) if share < 1 else picture))
+        sizes.add(size)
+    if len(sizes) > 1:
+        raise InputError(name, f"the frames have {len(sizes)} different sizes", "give frames of one size")
+    return Clip(np.stack(pictures), wanted / ARRAY_RATE, count / ARRAY_RATE, sizes.pop())
