@@ -7,6 +7,7 @@ Shape legend: h, w pixels of the original image; n points of a cloud.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,16 @@ from jaxtyping import Int
 from PIL import Image
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import SPLITS, Dataset, Item, list_files
+from polysense.data.dataset import Dataset, Item, list_files
 from polysense.data.image import IMAGE_ENDINGS
+from polysense.data.layouts import split_of, split_of_path
 
 IGNORE = 255  # pixels without a class
 VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
 MASK_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gt")
-MASK_SUFFIX = re.compile(r"[_-]?(annots?|annotations?|masks?|labels?|labelids|gt|l)$", re.IGNORECASE)
+MASK_SUFFIX = re.compile(r"([_-]?(annots?|annotations?|masks?|labels?|labelids)|[_-](gt|l))$", re.IGNORECASE)
 FIX = "give images/ and masks/ with equal file names, or train/ and trainannot/, or a folder per split"
 
 
@@ -156,15 +158,10 @@ def _pairs(root: Path, config: Mapping[str, Any]) -> list[tuple[Path, Path, str]
             found = by_name.get(inner.with_suffix("").as_posix()) or by_name.get(image.stem)
             lost += found is None
             if found is not None:
-                pairs.append((image, found, split or next(filter(None, map(split_of, inner.parts[:-1])), "")))
+                pairs.append((image, found, split or split_of_path(inner.parts[:-1])))
     if pairs and lost:
         warnings.warn(f"{root}: {lost} images without a mask are left out", stacklevel=3)
     return pairs
-
-
-def split_of(name: str) -> str:
-    """The split that a folder's or file's name says ("train2017", "val", "Test"), or ""."""
-    return SPLITS.get(re.sub(r"[\d_-]+$", "", name.lower()), "")
 
 
 def _folders(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, Path, str]]:
@@ -180,14 +177,14 @@ def _folders(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, Path
         yield *pair, ""
         return
     for name, folder in below.items():
-        split = split_of(name)
         base = MASK_SUFFIX.sub("", name)
-        if split and (
-            pair := _pair({inner.name.lower(): inner for inner in sorted(folder.iterdir()) if inner.is_dir()})
-        ):
+        split = split_of(base)
+        if split and (pair := _pair({inner.name.lower(): inner for inner in folder.iterdir() if inner.is_dir()})):
             yield *pair, split
-        elif base != name and base in below:  # train/ and trainannot/
-            yield below[base], folder, split_of(base)
+        elif base != name:  # train/ or train_images/, and trainannot/ or train_masks/
+            images = next((below[b] for b in (base, f"{base}_images", f"{base}_imgs") if b in below), None)
+            if images:
+                yield images, folder, split
 
 
 def _pair(folders: Mapping[str, Path]) -> tuple[Path, Path] | None:
@@ -197,13 +194,14 @@ def _pair(folders: Mapping[str, Path]) -> tuple[Path, Path] | None:
 
 
 def _description(root: Path) -> dict[str, Any]:
-    """The first YAML or JSON file in the folder that describes the data set."""
+    """The first YAML or JSON file in the folder that names classes."""
     import yaml
 
     for file in sorted(p for p in root.iterdir() if p.suffix.lower() in (".yaml", ".yml", ".json")):
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = file.read_text(encoding="utf-8")
+            config = json.loads(text) if file.suffix.lower() == ".json" else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
             raise InputError(file, f"the description cannot be read ({error})", "correct or remove it") from error
         if isinstance(config, dict) and ({"names", "classes"} & set(config)):
             return config

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,8 +74,8 @@ class DetectionHead(Head):
         self.sizes = nn.Parameter(torch.full((config.levels, 2), math.log(2.0)))
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.normal_(self.regress.weight, std=0.01)
-        nn.init.constant_(self.classify.bias, -math.log((1 - PRIOR) / PRIOR))
-        nn.init.zeros_(self.regress.bias)
+        nn.init.constant_(cast(Tensor, self.classify.bias), -math.log((1 - PRIOR) / PRIOR))
+        nn.init.zeros_(cast(Tensor, self.regress.bias))
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, p, k), "boxes" (b, p, 4), "centers" (b, p, 2) in token cells, and "valid" (b, p)."""
@@ -132,7 +132,7 @@ class DetectionHead(Head):
         """Quality focal loss over all cells and GIoU loss over those that learn an object."""
         device = out["logits"].device
         truth, labels = target["boxes"].to(device), target["labels"].to(device)
-        class_losses, box_losses, total = [], [], 0
+        class_losses, box_losses, total = [], [], 0.0
         for i in range(len(truth)):
             own = labels[i] >= 0
             logits, boxes, valid = out["logits"][i], out["boxes"][i], out["valid"][i]
