@@ -1,0 +1,198 @@
+"""Point clouds -> tokens: patches of neighbouring points, one token each, and one for the size of the whole.
+
+Shape legend: b batch, n points, g groups, k neighbours, f feature channels, c inputs, d width, e extent numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polysense.core.errors import InputError
+from polysense.core.types import Sample, Tokens
+from polysense.data.point_cloud import Cloud, read_cloud
+from polysense.kernels.points import farthest_point_sampling, knn
+from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of, pad_stack
+
+FEATURES = {"rgb": 3, "intensity": 1, "normals": 3}
+EXTENT = 13  # numbers that `extent_of` gives
+# Where the extent token stands: outside the unit ball of the points, so that no point has it as a near neighbour.
+EXTENT_POSITION = 2.0
+
+
+@dataclass(frozen=True)
+class PointCloudConfig:
+    """Settings of the point cloud tokenizer."""
+
+    width: int = 192  # token width, the encoder's
+    form: Literal["groups", "meta"] = "groups"  # Point-BERT patches, or Meta-Transformer's embedding
+    points: int = 1024  # a larger cloud is thinned to so many
+    groups: int = 64  # patches ("groups"); "meta" has points × ratio
+    neighbours: int = 32  # points in a patch
+    ratio: float = 0.25  # "meta": centres per point, 1/4 or 1/16
+    features: tuple[str, ...] = ()  # per-point features beside the coordinates: rgb, intensity, normals
+    extent: bool = True  # one more token for absolute size and overall shape, which normalisation takes away
+    hidden: int = 128  # channels inside the patch network
+    sample: int = 20_000  # points drawn from the surface of a mesh
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))  # a list after JSON
+        if self.form not in ("groups", "meta"):
+            raise ValueError(f"unknown form {self.form!r}; choose groups or meta")
+        if unknown := set(self.features) - set(FEATURES):
+            raise ValueError(f"unknown features {sorted(unknown)}; choose from {', '.join(FEATURES)}")
+        if min(self.points, self.groups, self.neighbours) < 1 or not 0 < self.ratio <= 1:
+            raise ValueError("points, groups and neighbours must be at least 1, ratio in (0, 1]")
+
+
+@TOKENIZERS.register("point_cloud")
+class PointCloudTokenizer(Tokenizer):
+    """Patches as Point-BERT cuts them (Yu et al. 2022, 3.1): farthest points as centres, their nearest neighbours.
+
+    Tokens live in (xyz - center) / scale: center is the centroid, scale the largest distance from it. `Tokens.pos` are
+    the patch centres there; the extent token, where there is one, comes last at (2, 2, 2), outside the unit ball.
+    """
+
+    Config = PointCloudConfig
+    config: PointCloudConfig
+
+    def __init__(self, config: PointCloudConfig) -> None:
+        super().__init__(config)
+        channels = sum(FEATURES[name] for name in config.features)
+        embedding = PatchNetwork if config.form == "groups" else MetaNetwork
+        self.patch = embedding(6 + channels, config.hidden, config.width)
+        self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, config.width))
+        self.extent = (
+            nn.Sequential(nn.Linear(EXTENT, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
+            if config.extent
+            else None
+        )
+
+    def read(self, source: Any) -> Sample:
+        """Reads, normalises, thins and cuts one cloud (see `read_cloud` for sources).
+
+        Raises:
+            InputError: Not a cloud, or without a feature that the configuration asks for.
+        """
+        cloud = read_cloud(source, sample=self.config.sample)
+        return self.cut(cloud, str(source) if isinstance(source, str | Path) else "<memory>")
+
+    def cut(self, cloud: Cloud, source: str) -> Sample:
+        """A decoded cloud -> groups (g, k, 3 + f), centers (g, 3), extent (e)."""
+        config, n = self.config, len(cloud.xyz)
+        if missing := [name for name in config.features if name not in cloud.features]:
+            fix = f"give a cloud with {', '.join(config.features)}, or train without"
+            raise InputError(source, f"the cloud has no {' and no '.join(missing)}", fix)
+        center = cloud.xyz.mean(0)
+        # The same points for every cloud of this size; without the shuffle, choosing costs nothing at ten millions.
+        rng = np.random.default_rng(n)
+        kept = rng.choice(n, config.points, replace=False, shuffle=False) if n > config.points else slice(None)
+        scale = max_radius(cloud.xyz, center)
+        xyz = (cloud.xyz[kept] - center) / scale
+        wanted = config.groups if config.form == "groups" else round(len(xyz) * config.ratio)
+        chosen = farthest_point_sampling(xyz, min(max(wanted, 1), len(xyz)))
+        nearest, _ = knn(xyz[chosen], xyz, min(config.neighbours, len(xyz)))
+        nearest = nearest[:, np.arange(config.neighbours) % nearest.shape[1]]  # few points: repeated
+        columns = [xyz[nearest] - xyz[chosen][:, None], *(cloud.features[f][kept][nearest] for f in config.features)]
+        data = {"groups": np.concatenate(columns, -1), "centers": xyz[chosen]}
+        if config.extent:
+            data["extent"] = extent_of(cloud.xyz, xyz, center, scale)
+        meta = {"points": n, "xyz": cloud.xyz, "center": center, "scale": scale}
+        return Sample({k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in data.items()}, source, meta)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        centers, sizes = pad_stack([sample.data["centers"] for sample in samples])
+        groups, _ = pad_stack([sample.data["groups"] for sample in samples])
+        batch: Batch = {"groups": groups, "centers": centers, "meta": meta_of(samples)}
+        if bool((sizes[:, 0] != sizes[0, 0]).any()):
+            batch["mask"] = torch.arange(centers.shape[1]) < sizes[:, :1]
+        if self.config.extent:
+            batch["extent"] = torch.stack([sample.data["extent"] for sample in samples])
+        return batch
+
+    def forward(self, batch: Batch) -> Tokens:
+        groups, pos, mask = batch["groups"], batch["centers"], batch.get("mask")
+        # Offsets inside a patch shrink with the density; in units of the usual spacing they stand beside coordinates.
+        spacing = (self.config.neighbours / self.config.points) ** 0.5
+        absolute = groups[..., :3] + pos[:, :, None]
+        points = torch.cat([groups[..., :3] / spacing, absolute, groups[..., 3:]], -1)  # (b, g, k, c)
+        x = self.patch(points) + self.position(pos)
+        if self.extent is not None:
+            x = torch.cat([x, self.extent(batch["extent"])[:, None]], 1)
+            pos = torch.cat([pos, pos.new_full((len(pos), 1, 3), EXTENT_POSITION)], 1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1) if mask is not None else None
+        return Tokens(x, mask, pos)
+
+
+class PatchNetwork(nn.Module):
+    """Mini-PointNet: shared layers, maximum, joined to every point, shared layers, maximum (Point-BERT, 3.1).
+
+    Layer norm in place of batch norm: an answer must not depend on the rest of the batch, padding least of all.
+    """
+
+    def __init__(self, channels: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        self.second = nn.Sequential(
+            nn.Linear(2 * hidden, 2 * hidden), nn.LayerNorm(2 * hidden), nn.GELU(), nn.Linear(2 * hidden, width)
+        )
+
+    def forward(self, points: Float[Tensor, "b g k c"]) -> Float[Tensor, "b g d"]:
+        x = self.first(points)
+        whole = x.amax(2, keepdim=True).expand_as(x)
+        return self.second(torch.cat([whole, x], -1)).amax(2)
+
+
+class MetaNetwork(nn.Module):
+    """1×1 convolutions and a maximum over each neighbourhood (Meta-Transformer, Zhang et al. 2023, point embedding)."""
+
+    def __init__(self, channels: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, points: Float[Tensor, "b g k c"]) -> Float[Tensor, "b g d"]:
+        return self.layers(points).amax(2)
+
+
+def max_radius(xyz: Float[np.ndarray, "n 3"], center: Float[np.ndarray, " 3"]) -> float:
+    """Largest distance from the centre; 1 where all points are one. By blocks: ten million rows need no copies."""
+    blocks = (xyz[i : i + 1_000_000] - center for i in range(0, len(xyz), 1_000_000))
+    radius = max(float(np.einsum("ni,ni->n", block, block).max()) for block in blocks) ** 0.5
+    return radius if radius > 1e-9 * max(1.0, float(np.abs(center).max())) else 1.0
+
+
+def extent_of(
+    whole: Float[np.ndarray, "n 3"], xyz: Float[np.ndarray, "m 3"], center: Float[np.ndarray, " 3"], scale: float
+) -> Float[np.ndarray, " e"]:
+    """Absolute size and overall shape in 13 numbers, each of order one.
+
+    Logarithms of the box's sides (3), of the scale and of the number of points; where in its box the centroid lies (3);
+    standard deviations along the principal axes, largest first, as logarithms relative to the scale (3); how upright
+    the first and the last of these axes are (2).
+
+    Args:
+        whole: All points, in the file's unit.
+        xyz: Thinned, normalised points.
+        center: Centroid of `whole`.
+        scale: Radius of `whole`.
+    """
+    low, high = whole.min(0), whole.max(0)
+    side = high - low
+    floor = 1e-3 * scale  # a flat cloud has a thousandth of its radius for a height
+    spread, axes = np.linalg.eigh(np.cov(xyz.T) if len(xyz) > 1 else np.zeros((3, 3)))  # ascending
+    deviations = np.log(np.sqrt(np.maximum(spread[::-1], 0)) + 1e-3)
+    upright = np.abs(axes[2, [2, 0]])
+    place = (center - low) / np.maximum(side, floor)
+    sizes = [*np.log(np.maximum(side, floor)), np.log(scale), (np.log(len(whole)) - 7) / 2]
+    return np.array([*sizes, *place, *(deviations + 2), *upright])
