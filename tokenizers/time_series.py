@@ -1,0 +1,233 @@
+"""Time series: the last `context` steps, normalised by themselves -> patches (or steps) -> tokens.
+
+Two forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
+2023, with the instance normalisation of RevIN, Kim et al. 2022); "conv", one token a step as Meta-Transformer had it
+(Zhang et al. 2023). Sequences are padded on the left, so that the last token is always the newest.
+
+Shape legend: b batch, t steps, c variates, n tokens, p steps of a patch, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polysense.core.errors import InputError
+from polysense.core.types import Sample, Tokens
+from polysense.data.time_series import SeriesFrame, calendar_features, calendar_marks, read_series, read_series_all
+from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, group_by_size, meta_of
+from polysense.tokenizers.positions import CoordinateEmbedding, sin_cos
+
+CONSTANT = 1e-9  # deviation, relative to the largest value, below which a series counts as constant
+
+
+@dataclass(frozen=True)
+class SeriesConfig:
+    """Configuration of `TimeSeriesTokenizer`."""
+
+    width: int = 192  # token width
+    form: str = "patch"  # "patch" or "conv"
+    channels: int | None = None  # None: each variate is a sequence; C: all C in one; -1: C from the training data
+    patch: int = 16  # steps of a patch ("conv": always 1)
+    stride: int = 8  # steps between patches ("conv": always 1)
+    context: int = 512  # the last steps that are used
+    fixed_context: bool = False  # always as many tokens as `context` needs, the missing ones masked
+    center: str = "mean"  # what is subtracted: the "mean" of the context or its "last" value
+    calendar: bool = True  # tell hour, weekday, day and month
+    levels: bool = False  # one more token a variate, from [asinh(loc), log(scale)]
+    time: str | None = None  # time column; None finds it
+    columns: list[str] | None = None  # variates to read; None reads all numeric columns
+
+
+@TOKENIZERS.register("time_series")
+class TimeSeriesTokenizer(Tokenizer):
+    """Series of any length and number of variates; see `SeriesConfig`."""
+
+    Config: ClassVar[type] = SeriesConfig
+
+    def __init__(self, config: SeriesConfig = SeriesConfig()) -> None:
+        super().__init__(config)
+        _check(config)
+        conv = config.form == "conv"
+        self.patch, self.stride = (1, 1) if conv else (config.patch, config.stride)
+        channels, width = config.channels or 1, config.width
+        self.stem: nn.Module
+        self.position: CoordinateEmbedding | None = None
+        if conv:
+            self.stem = nn.Conv1d(channels, width, 3, padding=1, padding_mode="circular")
+        else:
+            self.stem = nn.Linear(2 * self.patch * channels, width)
+            self.position = CoordinateEmbedding(1, width)
+        self.calendar = nn.Linear(4 if conv else 8, width) if config.calendar else None
+        if self.calendar is not None:  # starts silent: many series have no times
+            nn.init.zeros_(self.calendar.weight)
+            nn.init.zeros_(self.calendar.bias)
+        self.level = nn.Linear(2, width) if config.levels else None
+        self.variate = nn.Embedding(channels, width) if config.levels and channels > 1 else None
+
+    @classmethod
+    def fit_config(cls, config: SeriesConfig, sources: Sequence[Any]) -> SeriesConfig:
+        """Fills in `channels` = -1 with the number of variates of the first source."""
+        if config.channels != -1 or not len(sources):
+            return config
+        frame = read_series_all(sources[0], time=config.time, columns=config.columns)[0]
+        return replace(config, channels=len(frame.names))
+
+    def read(self, source: Any) -> Sample:
+        """One series, its last `context` steps; see `read_series` for sources and errors."""
+        frame = read_series(source, time=self.config.time, columns=self.config.columns)
+        return self.window_sample(frame, len(frame.values))
+
+    def read_all(self, source: Any) -> Iterator[Sample]:
+        """Every series of a source: `.ts` files and arrays (n, t, c) hold several."""
+        for frame in read_series_all(source, time=self.config.time, columns=self.config.columns):
+            yield self.window_sample(frame, len(frame.values))
+
+    def window_sample(self, frame: SeriesFrame, end: int) -> Sample:
+        """The sample that reading `frame.values[:end]` would give: a training window, without reading again.
+
+        Raises:
+            InputError: Not as many variates as `channels`.
+            ValueError: `end` is outside 1..t.
+        """
+        config, count = self.config, frame.values.shape[1]
+        if config.channels is not None and count != config.channels:
+            raise InputError(frame.source, f"it has {count} variates where {config.channels} are needed",
+                             "give the variates that this model was trained on, or name them as columns")  # fmt: skip
+        if not 1 <= end <= len(frame.values):
+            raise ValueError(f"a window must end between 1 and {len(frame.values)}, not {end}")
+        begin = max(0, end - config.context)
+        history = frame.values[begin:end]
+        times = None if frame.times is None else frame.times[begin:end]
+        values, observed, loc, scale = normalise(history, config.center)
+        told = calendar_marks if config.form == "conv" else calendar_features
+        data = {
+            "values": torch.from_numpy(values),
+            "observed": torch.from_numpy(observed),
+            "calendar": torch.from_numpy(told(times if config.calendar else None, len(history))),
+            "stats": torch.from_numpy(np.stack([np.arcsinh(loc), np.log(scale)], -1).astype(np.float32)),
+        }
+        meta = {"names": frame.names, "times": times, "freq": frame.freq, "loc": loc.tolist(), "scale": scale.tolist(),
+                "history": history, "label": frame.label}  # fmt: skip
+        return Sample(data, frame.source, meta)
+
+    def split(self, sample: Sample) -> list[Sample]:
+        """One sequence for each variate, unless all are read together; `meta["variate"]` numbers them."""
+        if self.config.channels is not None:
+            return [sample]
+        data, meta = sample.data, sample.meta
+        parts = []
+        for i, name in enumerate(meta["names"]):
+            one = slice(i, i + 1)
+            part = {"values": data["values"][:, one], "observed": data["observed"][:, one],
+                    "calendar": data["calendar"], "stats": data["stats"][one]}  # fmt: skip
+            own = {"names": [name], "variate": i, "loc": meta["loc"][one], "scale": meta["scale"][one],
+                   "history": meta["history"][:, one]}  # fmt: skip
+            parts.append(Sample(part, sample.source, {**meta, **own}))
+        return parts
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Pads on the left to whole patches: "values", "observed" (b, t, c), "calendar" (b, n, 8 or 4), "stats"."""
+        steps = [len(sample.data["values"]) for sample in samples]
+        count = max(self._count(t) for t in [*steps, *([self.config.context] if self.config.fixed_context else [])])
+        length = (count - 1) * self.stride + self.patch
+
+        def stack(name: str) -> Tensor:
+            return torch.stack([F.pad(s.data[name], (0, 0, length - len(s.data[name]), 0)) for s in samples])
+
+        # A patch is dated by its last step.
+        calendar = stack("calendar")[:, self.patch - 1 :: self.stride]
+        return {"values": stack("values"), "observed": stack("observed"), "calendar": calendar,
+                "stats": torch.stack([s.data["stats"] for s in samples]), "steps": torch.tensor(steps),
+                "meta": meta_of(samples)}  # fmt: skip
+
+    def _count(self, steps: int) -> int:
+        """Patches that cover so many steps."""
+        return 1 + max(0, -((self.patch - steps) // self.stride))
+
+    def forward(self, batch: Batch) -> Tokens:
+        """Tokens in order of time, after one level token for each variate where these are on.
+
+        `pos` is the last step of each patch, counted back from the newest (0, -stride, …); level tokens stand before
+        the first step.
+        """
+        values, steps = batch["values"], batch["steps"].to(batch["values"].device)
+        length, dtype = values.shape[1], next(self.parameters()).dtype
+        ends = torch.arange(self.patch, length + 1, self.stride, device=values.device)
+        counts = torch.tensor([self._count(t) for t in steps.tolist()], device=values.device)
+        mask = torch.arange(len(ends), device=values.device) >= len(ends) - counts[:, None]
+        pos = (ends - length).float()[None, :, None].expand(len(values), -1, -1)
+        x = self._steps(values.to(dtype), steps) if self.config.form == "conv" else self._patches(batch, dtype)
+        if self.position is not None:
+            x = x + self.position(pos[:1] / self.config.context).to(x.dtype)
+        if self.calendar is not None:
+            x = x + self.calendar(batch["calendar"].to(dtype))
+        grid: tuple[int, ...] | None = (len(ends),)
+        if self.level is not None:
+            level = self.level(batch["stats"].to(dtype))  # (b, c, d)
+            level = level if self.variate is None else level + self.variate.weight
+            first = -steps.float()[:, None, None].expand(-1, level.shape[1], 1)
+            x, pos, grid = torch.cat([level, x], 1), torch.cat([first, pos], 1), None
+            mask = torch.cat([mask.new_ones(level.shape[:2]), mask], 1)
+        return Tokens(x, None if bool(mask.all()) else mask, pos, grid)
+
+    def _patches(self, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "b n d"]:
+        told = torch.cat([batch["values"], batch["observed"]], -1).to(dtype)
+        return self.stem(told.unfold(1, self.patch, self.stride).flatten(2))  # (b, n, 2c·p)
+
+    def _steps(self, values: Float[Tensor, "b t c"], steps: Tensor) -> Float[Tensor, "b t d"]:
+        """Each length by itself: a circular convolution joins the first step to the last one."""
+        length = values.shape[1]
+        x = values.new_zeros(*values.shape[:2], self.width)
+        for (count,), chosen in group_by_size(steps.cpu()[:, None]):
+            chosen = chosen.to(values.device)
+            part = self.stem(values[chosen, length - count :].transpose(1, 2)).transpose(1, 2)
+            code = sin_cos(torch.arange(float(count), device=values.device)[:, None], self.width)
+            x[chosen, length - count :] = (part + code).to(x.dtype)
+        return x
+
+
+def normalise(
+    history: Float[np.ndarray, "t c"], center: str
+) -> tuple[Float[np.ndarray, "t c"], Float[np.ndarray, "t c"], Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Instance normalisation over what is observed.
+
+    Returns:
+        Values (history - loc) / scale in float32 with zeros where missing; what is observed as 0 and 1; loc, the mean
+        or the last observed value; scale, the standard deviation, 1 for constant variates. Both float64; a variate of
+        which nothing is observed has loc 0.
+    """
+    seen = np.isfinite(history)
+    count = np.maximum(seen.sum(0), 1)
+    # In units of the largest value, so that squares neither overflow nor vanish.
+    largest = np.abs(np.where(seen, history, 0)).max(0)
+    unit = np.where(largest > 0, largest, 1)
+    known = np.where(seen, history, 0) / unit
+    mean = known.sum(0) / count
+    deviation = np.sqrt((np.where(seen, known - mean, 0) ** 2).sum(0) / count)
+    scale = np.where(deviation > CONSTANT, deviation * unit, 1.0)
+    if center == "last":
+        newest = len(history) - 1 - np.argmax(seen[::-1], 0)
+        loc = known[newest, np.arange(history.shape[1])] * unit
+    else:
+        loc = mean * unit
+    values = np.where(seen, (np.where(seen, history, 0) - loc) / scale, 0).astype(np.float32)
+    return values, seen.astype(np.float32), loc, scale
+
+
+def _check(config: SeriesConfig) -> None:
+    if config.form not in ("patch", "conv"):
+        raise ValueError(f"unknown time series form {config.form!r}; choose patch or conv")
+    if config.center not in ("mean", "last"):
+        raise ValueError(f"unknown center {config.center!r}; choose mean or last")
+    if config.channels is not None and config.channels < 1:
+        raise ValueError(f"channels must be None or positive, not {config.channels}; -1 needs fit_config first")
+    if min(config.patch, config.stride, config.context) < 1 or config.stride > config.patch:
+        raise ValueError("patch, stride and context must be positive, and the stride no longer than the patch")
