@@ -142,7 +142,9 @@ def _take(
     file: Any, start: int, name: str, count: int, duration: float, target: int | None
 ) -> tuple[Clip, float, bool]:
     """One pass: the clip, the second at which the file ended (infinite where that was not met), whether by an error."""
-    pictures, times, size = [], [], (0, 0)
+    pictures: list[np.ndarray] = []
+    times: list[float] = []
+    size = (0, 0)
     with _opened(file, start, name) as (container, stream):
         player = _Player(container, stream, SEEK_GAP if duration > LONG else float("inf"))
         for moment in _middles(duration, count):

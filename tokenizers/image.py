@@ -1,0 +1,217 @@
+"""Images -> tokens, one for each cell of a grid.
+
+Three forms: "lite0" (a small convolutional stem, the default), "patch" (one linear map per patch, as Meta-Transformer
+has it, Zhang et al. 2023) and "vit" (patches and a learned position grid, so that a published ViT's own front part can
+be used: Dosovitskiy et al. 2021).
+
+Shape legend: b batch, n tokens, h height, w width (pixels), r rows, q columns (cells), c channels, d width of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from polysense.core.types import Sample, Tokens
+from polysense.data.image import describe_source, read_image_sized
+from polysense.tokenizers.base import TOKENIZERS, Batch, meta_of, pad_stack
+from polysense.tokenizers.image_grid import (
+    CROP_MARGIN,
+    FILTERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LITE0_MEAN,
+    LITE0_STD,
+    READ_MARGIN,
+    RESIZES,
+    GridTokenizer,
+    cell_centres,
+    check_choice,
+    features_on_grid,
+    fit_size,
+    quiet_positions,
+    resize,
+    seen_window,
+)
+from polysense.tokenizers.positions import sin_cos
+
+FORMS = ("lite0", "patch", "vit")
+POSITIONS = ("none", "fourier", "sincos", "learned")
+OWN_POSITIONS = {"lite0": "fourier", "patch": "none", "vit": "learned"}
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How an image becomes tokens. Values left None are filled in with what the form usually has."""
+
+    width: int = 192  # of a token
+    form: str = "lite0"  # "lite0", "patch" or "vit"
+    size: int = 128  # pixels: side of a square input, or the root of the area
+    resize: str = "area"  # "area" keeps the aspect, "squash" makes a square, "crop" takes the centre square
+    stride: int = 32  # of the lite0 stem: 32 (192 channels) or 16 (112 channels)
+    patch: int = 16  # side of a patch, forms "patch" and "vit"
+    positions: str | None = None  # "none", "fourier" (learned, from coordinates), "sincos"; "vit" has "learned" only
+    interpolation: str | None = None  # "bilinear" (lite0) or "bicubic"
+    mean: tuple[float, ...] | None = None  # of R, G, B in 0..1
+    std: tuple[float, ...] | None = None
+    grid: tuple[int, ...] | None = None  # rows and columns of the learned positions; None = size / patch, square
+    bias: bool = True  # of the patch map (CLIP has none)
+
+    def __post_init__(self) -> None:
+        check_choice("form", self.form, FORMS)
+        check_choice("resize", self.resize, RESIZES)
+        lite0 = self.form == "lite0"
+        self._fill("positions", OWN_POSITIONS[self.form])
+        self._fill("interpolation", "bilinear" if lite0 else "bicubic")
+        self._fill("mean", LITE0_MEAN if lite0 else IMAGENET_MEAN)
+        self._fill("std", LITE0_STD if lite0 else IMAGENET_STD)
+        if self.form == "vit":
+            self._fill("grid", (max(1, self.size // self.patch),) * 2)
+        for name in ("mean", "std", "grid"):  # JSON gives lists
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        check_choice("positions", str(self.positions), POSITIONS)
+        check_choice("interpolation", str(self.interpolation), tuple(FILTERS))
+        if (self.positions == "learned") != (self.form == "vit"):
+            raise ValueError(f"the form {self.form!r} cannot have {self.positions!r} positions")
+
+    def _fill(self, name: str, value: Any) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    @property
+    def step(self) -> int:
+        """Pixels along the side of a cell."""
+        return self.stride if self.form == "lite0" else self.patch
+
+
+@TOKENIZERS.register("image")
+class ImageTokenizer(GridTokenizer):
+    """Reads any image; its tokens' `pos` is (y, x) of each cell's centre as fractions of the longer side."""
+
+    Config = ImageConfig
+    config: ImageConfig
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__(config)
+        assert config.mean is not None and config.std is not None
+        self._set_normalization(config.mean, config.std)
+        if config.form == "lite0":
+            self._set_lite0(config.stride, 2)
+        else:
+            self.proj = nn.Conv2d(3, config.width, config.patch, config.patch, bias=config.bias)
+        if config.form == "vit":
+            self.pos_embed = nn.Parameter(torch.empty(1, math.prod(config.grid or ()), config.width))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if config.positions == "fourier":
+            self.position = quiet_positions(2, config.width)
+
+    def read(self, source: Any) -> Sample:
+        """Decodes one image (whatever `data.image.read_image` takes) and resizes it.
+
+        `meta["window"]` is the part of the original that the tokens cover: (left, top, right, bottom) in its pixels.
+        """
+        config = self.config
+        margin = READ_MARGIN * (CROP_MARGIN if config.resize == "crop" else 1)
+        image, size = read_image_sized(source, target=math.ceil(margin * config.size))
+        height, width = fit_size(*size, config.size, config.step, config.resize)
+        pixels = resize(image, (height, width), config.resize, str(config.interpolation))
+        meta = {
+            "size": size,
+            "input_size": (height, width),
+            "grid": (height // config.step, width // config.step),
+            "window": seen_window(*size, config.resize),
+        }
+        return Sample({"image": pixels}, describe_source(source), meta)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Stacks images (b, 3, h, w), padded at the right and at the bottom, with their true "size" (b, 2)."""
+        images, sizes = pad_stack([sample.data["image"] for sample in samples])
+        return {"image": images, "size": sizes[:, 1:], "meta": meta_of(samples)}
+
+    def forward(self, batch: Batch) -> Tokens:
+        images, sizes, step = batch["image"], batch["size"], self.config.step
+        x, mask = features_on_grid(self._cells, images, sizes, (step, step))  # (b, r, q, c)
+        _, rows, columns, _ = x.shape
+        if self.config.form == "lite0":
+            x = self.project(x)
+        x = x.flatten(1, 2)
+        pos = cell_centres(sizes // step, rows, columns)
+        if self.config.positions == "fourier":
+            x = x + self.position(pos)
+        elif self.config.positions == "sincos":
+            y_x = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (rows, columns)))
+            x = x + sin_cos(y_x, self.width).to(x.dtype)
+        return Tokens(x, None if mask is None else mask.flatten(1), pos, (rows, columns))
+
+    def _cells(self, pixels: UInt8[Tensor, "k 3 h w"]) -> Float[Tensor, "k c r q"]:
+        """Images of one size to features of their cells."""
+        if self.config.form == "lite0":
+            return self.stem_features(pixels)
+        x = self.proj(self.normalized(pixels))
+        return x + self._learned_positions(x.shape[-2], x.shape[-1]) if self.config.form == "vit" else x
+
+    def _learned_positions(self, rows: int, columns: int) -> Float[Tensor, "1 d r q"]:
+        grid = list(self.config.grid or ())
+        pos_embed = self.pos_embed
+        if grid != [rows, columns]:
+            from timm.layers.pos_embed import resample_abs_pos_embed  # imports all of timm
+
+            pos_embed = resample_abs_pos_embed(pos_embed, [rows, columns], grid, num_prefix_tokens=0)
+        return pos_embed.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def from_timm(model: nn.Module, **over: Any) -> ImageTokenizer:
+    """The front part of a timm ViT as a tokenizer: its patch map, its position grid, its normalisation and input size.
+
+    Class and register tokens, with their positions, stay with the encoder, and so does whatever follows the sum of
+    patches and positions (`norm_pre`). Images are squashed to a square by default, so that the position grid fits and
+    the whole image is seen.
+
+    Args:
+        model: A timm `VisionTransformer` or one of its layout.
+        over: Fields of `ImageConfig` that should differ, such as `size` or `resize`.
+
+    Raises:
+        ValueError: The model has no such front part (hybrid stems, relative or rotary positions).
+    """
+    embed: Any = getattr(model, "patch_embed", None)
+    proj = getattr(embed, "proj", None)
+    pos_embed: Any = getattr(model, "pos_embed", None)
+    kind = type(model).__name__
+    if not isinstance(proj, nn.Conv2d) or proj.in_channels != 3 or not proj.kernel_size == proj.stride:
+        raise ValueError(f"{kind} does not begin with a plain patch map of RGB images")
+    if not isinstance(pos_embed, Tensor) or pos_embed.ndim != 3 or getattr(model, "rope", None) is not None:
+        raise ValueError(f"{kind} does not add learned absolute positions to its patches")
+    if not isinstance(getattr(embed, "norm", nn.Identity()), nn.Identity) or proj.kernel_size[0] != proj.kernel_size[1]:
+        raise ValueError(f"{kind} normalises its patches, or they are not square")
+    rows, columns = embed.grid_size
+    # The class token may or may not have a position of its own (`no_embed_class`); patches always stand last.
+    prefix = pos_embed.shape[1] - rows * columns
+    if not 0 <= prefix <= getattr(model, "num_prefix_tokens", 0):
+        raise ValueError(f"{kind} has {pos_embed.shape[1]} positions for {rows} × {columns} patches")
+    published: Any = getattr(model, "pretrained_cfg", None) or {}
+    interpolation = published.get("interpolation")
+    config = {
+        "form": "vit",
+        "width": proj.out_channels,
+        "patch": proj.kernel_size[0],
+        "size": round(math.sqrt(rows * columns)) * proj.kernel_size[0],
+        "resize": "squash",
+        "mean": published.get("mean"),
+        "std": published.get("std"),
+        "interpolation": interpolation if interpolation in FILTERS else None,
+        "grid": (rows, columns),
+        "bias": proj.bias is not None,
+    }
+    tokenizer = ImageTokenizer(ImageConfig(**{**config, **over}))
+    with torch.no_grad():
+        tokenizer.proj.load_state_dict(proj.state_dict())
+        tokenizer.pos_embed.copy_(pos_embed[:, prefix:])
+    return tokenizer
