@@ -1,0 +1,293 @@
+"""Table reader: csv, tsv, parquet, xlsx and in-memory forms -> a clean DataFrame.
+
+Numbers come as int64 or float64, booleans as bool or "boolean", dates as datetime64, everything else as text; missing
+values are NaN, NaT or NA. Pandas is imported where used: it costs half a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from polysense.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".data", ".parquet", ".xlsx")
+MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "-", "<na>", "#n/a")  # compared in lower case
+DELIMITERS = (",", ";", "\t", "|")
+DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$"
+# Tried in this order; a column is dates if one format fits all that is there.
+DATE_FORMATS = ("ISO8601", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%d.%m.%Y", "%d.%m.%Y %H:%M",
+                "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%y", "%d-%m-%Y")  # fmt: skip
+READABLE = "give a csv, tsv, parquet or xlsx file with one row per line"
+Header = bool | Literal["auto"]
+
+
+def read_table(source: Any, *, header: Header = "auto") -> pd.DataFrame:
+    """Reads a whole table.
+
+    Args:
+        source: A path or the bytes of a csv / tsv / txt (also gzipped), parquet or xlsx file; a DataFrame; a dict of
+            columns, or of one row's values; a list of row dicts.
+        header: Whether the first row of a text or xlsx file names the columns. "auto" looks: a first row of numbers, or
+            of values that come again below, is data; such columns are called column_0, column_1 …
+
+    Returns:
+        A new frame with text column names and the index 0, 1, 2 …
+
+    Raises:
+        InputError: The file is missing, binary, ragged, without rows or columns.
+    """
+    import pandas as pd
+
+    name = str(source) if isinstance(source, str | Path) else "<memory>"
+    if isinstance(source, str | Path):
+        return _decode(_load(Path(source)), name, header)
+    if isinstance(source, bytes | bytearray):
+        return _decode(bytes(source), name, header)
+    if isinstance(source, pd.DataFrame):
+        frame = source.reset_index(drop=True)
+    elif isinstance(source, Mapping) or _is_row_list(source):
+        frame = _from_mappings(source, name)
+    else:
+        fix = "give a path, bytes, a DataFrame, a dict of columns or a list of row dicts"
+        raise InputError(name, f"a {type(source).__name__} is no table", fix)
+    frame = frame.set_axis([str(column).strip() for column in frame.columns], axis=1)
+    return _tidy(frame, name)
+
+
+def require_columns(frame: pd.DataFrame, names: Iterable[str], source: object) -> None:
+    """Raises an `InputError` that names the columns which the frame lacks."""
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        there = ", ".join(map(str, list(frame.columns)[:20])) + (" …" if frame.shape[1] > 20 else "")
+        noun = "column" if len(absent) == 1 else "columns"
+        raise InputError(source, f"there is no {noun} {', '.join(map(repr, absent))}", f"the table has: {there}")
+
+
+def is_headerless(frame: pd.DataFrame) -> bool:
+    """Whether the names are those given to a file without a header."""
+    return list(frame.columns) == [f"column_{i}" for i in range(frame.shape[1])]
+
+
+def parse_dates(text: pd.Series) -> pd.Series | None:
+    """Text -> datetime64 without time zone, if one format fits every value that is there; else None."""
+    import pandas as pd
+
+    present = text.dropna()
+    if present.empty or not present.head(50).str.match(DATE).all():
+        return None
+    for form in DATE_FORMATS:
+        if pd.to_datetime(present.head(1000), format=form, errors="coerce", utc=True).isna().any():
+            continue
+        dates = pd.to_datetime(text, format=form, errors="coerce", utc=True)
+        if not (dates.isna() & text.notna()).any():
+            return dates.dt.tz_localize(None)
+    return None
+
+
+def _load(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(path, "this is a folder", "give a table file")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(path, "there is no such file", "check the path") from None
+    except OSError as error:
+        raise InputError(path, f"the file cannot be read ({error.strerror})", "check its permissions") from error
+
+
+def _is_row_list(source: Any) -> bool:
+    return isinstance(source, Sequence) and len(source) > 0 and all(isinstance(row, Mapping) for row in source)
+
+
+def _from_mappings(source: Any, name: str) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        if isinstance(source, Mapping) and not any(isinstance(v, list | tuple | np.ndarray | pd.Series)
+                                                   for v in source.values()):  # fmt: skip
+            return pd.DataFrame([dict(source)])
+        return pd.DataFrame(source)
+    except ValueError as error:
+        raise InputError(name, "the columns differ in length", "give one value per row in each column") from error
+
+
+def _decode(data: bytes, name: str, header: Header) -> pd.DataFrame:
+    """The content decides: parquet and xlsx have magic numbers, the rest must be text."""
+    import pandas as pd
+
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise InputError(name, "the gzip file is damaged", "compress it again") from error
+    if data[:4] == b"PAR1":
+        try:
+            frame = pd.read_parquet(io.BytesIO(data))
+        except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of these
+            raise InputError(name, "the parquet file is truncated or damaged", "write it again") from error
+        return _tidy(frame.reset_index(drop=True).set_axis([str(c) for c in frame.columns], axis=1), name)
+    rows = _read_xlsx(data, name) if data[:4] == b"PK\x03\x04" else _read_text(data, name)
+    return _tidy(_with_header(rows, header, name), name)
+
+
+def _read_xlsx(data: bytes, name: str) -> pd.DataFrame:
+    """The first sheet as text, so that it takes the same way as a csv file."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_excel(io.BytesIO(data), header=None, dtype=object, engine="openpyxl")
+    except Exception as error:  # zipfile, xml and openpyxl raise a dozen kinds
+        raise InputError(name, "the Excel file cannot be read", "save it again as xlsx, or as csv") from error
+    frame = frame.dropna(how="all").reset_index(drop=True)
+    if frame.empty:
+        raise InputError(name, "the first sheet is empty", READABLE)
+    return frame.map(lambda value: "" if pd.isna(value) else str(value)).astype("str")
+
+
+def _read_text(data: bytes, name: str) -> pd.DataFrame:
+    """All cells as text: what is missing at the end of a short row is then not the same as an empty cell."""
+    import pandas as pd
+
+    text = _to_text(data, name)
+    if not text.strip():
+        raise InputError(name, "the file is empty", READABLE)
+    delimiter = sniff_delimiter(text)
+    try:
+        frame = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False,
+                            skipinitialspace=True)  # fmt: skip
+    except pd.errors.EmptyDataError:
+        raise InputError(name, "the file is empty", READABLE) from None
+    except pd.errors.ParserError as error:
+        detail = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        raise InputError(name, f"the rows are ragged ({detail})", "give every row the same number of cells") from error
+    short = frame.isna().any(axis=1)
+    if short.any():
+        row = int(short.to_numpy().argmax())
+        problem = f"row {row + 1} has {int(frame.loc[row].notna().sum())} cells, not {frame.shape[1]}"
+        raise InputError(name, problem, "give every row the same number of cells")
+    return frame
+
+
+def _to_text(data: bytes, name: str) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data[:65_536] or sum(byte < 9 or 13 < byte < 32 for byte in data[:4096]) > len(data[:4096]) // 50:
+        raise InputError(name, "the content is binary, no table", READABLE)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def sniff_delimiter(text: str) -> str:
+    """The delimiter that cuts the first lines into equally many cells, most of them; "," for a single column."""
+    lines = [line for line in text[:65_536].splitlines()[:50] if line.strip()]
+    lines = lines[:-1] if len(lines) > 2 and len(text) > 65_536 else lines  # the last one may be cut
+    best, score = ",", (0.0, 1)
+    for delimiter in DELIMITERS:
+        counts = [len(cells) for cells in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+        common = max(set(counts), key=counts.count, default=1)
+        if common > 1 and (found := (counts.count(common) / len(counts), common)) > score:
+            best, score = delimiter, found
+    if score[0] == 0.0 and lines:  # none of them: blanks, where they cut every line alike
+        counts = [len(line.split()) for line in lines]
+        if counts[0] > 1 and len(set(counts)) == 1:
+            return r"\s+"
+    return best
+
+
+def _with_header(rows: pd.DataFrame, header: Header, name: str) -> pd.DataFrame:
+    """Rows of text -> named columns."""
+    if header == "auto":
+        header = _first_row_names(rows)
+    if not header:
+        return rows.set_axis([f"column_{i}" for i in range(rows.shape[1])], axis=1)
+    if len(rows) == 1:
+        raise InputError(name, "the table has a header, but no rows", "add rows below the header")
+    names: list[str] = []
+    for i, cell in enumerate(rows.iloc[0]):
+        label = cell.strip() or f"column_{i}"
+        names.append(label if label not in names else f"{label}.{names.count(label)}.{i}")
+    return rows.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
+
+
+def _first_row_names(rows: pd.DataFrame) -> bool:
+    """Whether the first row looks unlike the rows below it."""
+    first, below = [cell.strip() for cell in rows.iloc[0]], rows.iloc[1:1001]
+    kinds = [_kind(cell) for cell in first]
+    if below.empty:
+        return all(kind == "text" for kind in kinds)
+    votes = 0  # of the columns that hold numbers or dates
+    for i, kind in enumerate(kinds):
+        others = {other for other in map(_kind, below[i].str.strip().head(200)) if other != "missing"}
+        if kind == "missing" and others and i > 0:  # a nameless first column is a common index
+            return False
+        if others in ({"number"}, {"date"}) and kind != "missing":
+            votes += 1 if kind == "text" else -1
+    if votes:
+        return votes > 0
+    again = any(cell in set(below[i].str.strip()) for i, cell in enumerate(first))
+    return all(kind in ("text", "missing") for kind in kinds) and not again and len(set(first)) == len(first)
+
+
+def _kind(cell: str) -> str:
+    if cell.lower() in MISSING:
+        return "missing"
+    try:
+        float(cell)
+    except ValueError:
+        return "date" if re.match(DATE, cell) else "text"
+    return "number"
+
+
+def _tidy(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Strips text, recognises missing values, and turns text columns into what they hold."""
+    if frame.shape[1] == 0 or len(frame) == 0:
+        raise InputError(name, "the table has no rows" if frame.shape[1] else "the table has no columns", READABLE)
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(name, f"there are several columns {twice!r}", "give each column its own name")
+    return frame.assign(**{column: _tidy_column(frame[column]) for column in frame.columns})
+
+
+def _tidy_column(column: pd.Series) -> pd.Series:
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.dt.tz_convert("UTC").dt.tz_localize(None)
+    if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return column  # booleans are numeric here
+    if column.dtype == object:
+        column = column.infer_objects()
+        kinds = {type(value) for value in column.dropna().head(1000)}
+        if kinds and kinds <= {bool, np.bool_}:
+            return column.astype("boolean")
+        if column.dtype != object and not pd.api.types.is_string_dtype(column.dtype):
+            return column
+        column = column.where(column.isna(), column.map(str))
+    text = column.astype("str").str.strip()
+    text = text.mask(text.str.lower().isin(MISSING))
+    present = text.dropna()
+    if present.empty:
+        return pd.Series(np.nan, text.index, name=column.name)
+    if (low := present.str.lower()).isin(["true", "false"]).all():
+        flags = (text.str.lower() == "true").astype("boolean").mask(text.isna())
+        return flags if len(low) < len(text) else flags.astype(bool)
+    numbers = pd.to_numeric(text, errors="coerce")
+    if not (numbers.isna() & text.notna()).any():
+        return numbers
+    dates = parse_dates(text)
+    return dates if dates is not None else text
