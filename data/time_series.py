@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERIES_ENDINGS", "SeriesFrame", "calendar_features", "calendar_marks", "future_times", "read_series",
            "read_series_all"]  # fmt: skip
-SERIES_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".parquet", ".npz", ".npy", ".ts")
+SERIES_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".parquet", ".xlsx", ".npz", ".npy", ".ts")
 TIME_NAMES = {"time", "times", "date", "dates", "datetime", "timestamp", "timestamps", "date_time", "ds", "ts", "epoch",
               "unix", "year", "month", "week", "day", "period", "quarter", "index", "unnamed: 0", ""}  # fmt: skip
 NUMERIC = 0.95  # share of a text column that must parse as numbers
@@ -62,9 +62,9 @@ def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] 
     """Reads one series.
 
     Args:
-        source: Path, bytes or open file of csv (any of `, ; tab space`, with or without header, also .gz), parquet, npz
-            (arrays "values" and "times", or its only array), npy or ts; or a DataFrame, Series, dict of columns, array
-            or tensor (t,) or (t, c), or a `SeriesFrame`.
+        source: Path, bytes or open file of csv (any of `, ; tab space`, with or without header, also .gz), parquet,
+            xlsx, npz (arrays "values" and "times", or its only array), npy or ts; or a DataFrame, Series, dict of
+            columns, array or tensor (t,) or (t, c), or a `SeriesFrame`.
         time: Name of the time column; None finds it: an index or column of datetimes, a column with a usual name, a
             text column that parses as dates.
         columns: Names of the variates to read, in this order; None reads all numeric ones.
@@ -162,11 +162,16 @@ def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[st
 def _from_table(name: str, table: pd.DataFrame, time: str | None, columns: Sequence[str] | None) -> SeriesFrame:
     import pandas as pd
 
+    column: Any
     index = table.index
+    doubled = table.columns[table.columns.map(str).duplicated()]
+    if len(doubled):
+        raise InputError(name, f"two columns are called {str(doubled[0])!r}", "give each column its own name")
     if time is None and isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
         column, table = index.to_series().reset_index(drop=True), table.reset_index(drop=True)
     else:
-        if index.name is not None and index.name not in table.columns:
+        worded = index.name is None and index.nlevels == 1 and not pd.api.types.is_numeric_dtype(index)
+        if (index.name is not None or worded) and index.name not in table.columns:
             table = table.reset_index()
         table = table.reset_index(drop=True).rename(columns=str)
         key = _time_column(name, table, time, columns)
@@ -225,8 +230,8 @@ def _numbers(name: str, table: pd.DataFrame, required: bool) -> tuple[np.ndarray
         numbers = cells
         if not pd.api.types.is_numeric_dtype(cells):
             is_text = isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object
-            numbers = pd.to_numeric(cells, errors="coerce") if is_text else cells * float("nan")
-            if numbers.notna().sum() < NUMERIC * max(cells.notna().sum(), 1):
+            numbers = pd.to_numeric(cells, errors="coerce") if is_text else cells
+            if not is_text or numbers.notna().sum() < NUMERIC * max(cells.notna().sum(), 1):
                 words.append(str(column))
                 continue
         kept.append(str(column))

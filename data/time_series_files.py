@@ -66,7 +66,10 @@ def load(name: str, source: Any) -> pd.DataFrame | Arrays | str:
     if isinstance(source, pd.Series):
         return source.to_frame("value" if source.name is None else str(source.name))
     if isinstance(source, dict):
-        return pd.DataFrame(source)
+        try:
+            return pd.DataFrame(source)
+        except ValueError as error:
+            raise InputError(name, f"these columns make no table ({error})", "give equally long columns") from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu().float().numpy()
     if isinstance(source, np.ndarray | list | tuple):
@@ -107,6 +110,8 @@ def _from_bytes(name: str, data: bytes) -> pd.DataFrame | Arrays | str:
         raise InputError(name, "the file is empty", GIVE + " with at least one row")
     if data[:4] == b"PAR1":
         return _parquet(name, data)
+    if data[:4] == b"PK\x03\x04" and b"xl/workbook.xml" in data:
+        return _excel(name, data)
     if data[:4] == b"PK\x03\x04" or data[:6] == b"\x93NUMPY":
         return _numpy(name, data)
     text = _text(name, data)
@@ -126,12 +131,22 @@ def _parquet(name: str, data: bytes) -> pd.DataFrame:
         raise InputError(name, "its parquet data are damaged or cut short", "write or copy it again") from error
 
 
+def _excel(name: str, data: bytes) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_excel(io.BytesIO(data), engine="openpyxl", na_values=MISSING)
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, zlib.error) as error:
+        raise InputError(name, "its workbook is damaged or cut short", "save or copy it again") from error
+
+
 def _numpy(name: str, data: bytes) -> Arrays:
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        held = {"values": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+        held = {"values": loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(name, f"its NumPy arrays cannot be read ({error})", "save plain numbers again") from error
+    held = {key: array for key, array in held.items() if isinstance(array, np.ndarray)}  # any zip may come this way
     if "values" not in held and len(held) != 1:
         raise InputError(name, f"it holds the arrays {', '.join(held) or '(none)'}, but no 'values'",
                          "save the numbers as 'values', and times as 'times'")  # fmt: skip
