@@ -35,10 +35,10 @@ def load_boxes(path: str | Path) -> Dataset:
     root = Path(path)
     if not root.exists():
         raise InputError(root, "there is no such file or folder", FIX)
-    faults = Faults()
     readers: tuple[Callable[[Path, Faults], list[Item]], ...] = (coco_items, voc_items, yolo_items)
-    items: list[Item] = next((found for reader in readers if (found := reader(root, faults))), [])
-    if not items:
-        raise InputError(root, "no detection data set was recognised", FIX)
-    faults.report(root)
-    return Dataset(items, sorted({name for item in items for name in item.target.labels}))
+    for reader in readers:
+        faults = Faults()
+        if items := reader(root, faults):
+            faults.report(root)
+            return Dataset(items, sorted({name for item in items for name in item.target.labels}))
+    raise InputError(root, "no detection data set was recognised", FIX)

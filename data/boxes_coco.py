@@ -19,9 +19,9 @@ FIX = "export it again as COCO detection json"
 
 def coco_items(root: Path, faults: Faults) -> list[Item]:
     """Items of a COCO json or of all such files below a folder; crowds are left out."""
-    files = (
-        [root] if root.is_file() else [p for p in list_files(root, (".json",)) if len(p.relative_to(root).parts) <= 2]
-    )
+    if root.is_file() and root.suffix.lower() != ".json":
+        return []
+    files = [root] if root.is_file() else [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]
     items = []
     for file in files:
         try:

@@ -34,6 +34,9 @@ def voc_items(root: Path, faults: Faults) -> list[Item]:
         parts = file.relative_to(root).parts[:-1]
         split = splits.get(file.stem) or split_of_path(parts)
         items.append(Item(image, _voc_target(tree, file, image, faults), split))
+    if faults.missing and not items:
+        problem = f"none of the {len(faults.missing)} annotated images is there"
+        raise InputError(root, problem, "put the images beside the xml files or into JPEGImages/")
     return items
 
 

@@ -78,7 +78,7 @@ def test_image_without_boxes_keeps_an_empty_target():
 
 
 def test_points_turn_about_z_and_keep_other_columns():
-    points = np.random.default_rng(0).normal(size=(200, 6)) + [1000, 2000, 50, 0, 0, 0]
+    points = np.random.default_rng(0).normal(size=(200, 6)) + np.array([1000, 2000, 50, 0, 0, 0])
     moved, _ = augment("point_cloud", points, None, np.random.default_rng(1))
     assert np.array_equal(moved[:, 3:], points[:, 3:])
     before, after = points[:, :3] - points[:, :3].mean(0), moved[:, :3] - points[:, :3].mean(0)
