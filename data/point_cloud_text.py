@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     """What the first lines of a text cloud say."""
 
     skip: int  # lines before the first point
-    count: int | None  # number of points, where a line says it (.pts)
+    points: int | None  # number of points, where a line says it (.pts)
     names: list[str]  # of the columns, where a line says them
     delimiter: str
 
@@ -48,7 +48,7 @@ def read_numbers(
     if rows is not None and len(frame) < rows:
         raise InputError(name, f"the file is truncated: {len(frame)} of {rows} points", "copy or export it again")
     text = [i for i in frame.columns if frame[i].dtype.kind not in "fiu"]
-    if frame.shape[1] < 3 or any(i < 3 for i in text):
+    if frame.shape[1] < 3 or any(i in text for i in range(3)):
         raise InputError(name, "the lines are not three or more numbers each", NUMBERS)
     values = frame.drop(columns=text).to_numpy(np.float64)
     if np.isnan(values[-1, -1]) and not np.isnan(values[:-1, -1]).any() and b"nan" not in data[-200:].lower():
@@ -88,8 +88,8 @@ def decode_text(data: bytes, name: str) -> tuple[np.ndarray, dict[str, np.ndarra
     """xyz, pts, txt, asc, csv: coordinates and features."""
     layout = layout_of(data, name)
     values = read_numbers(data, name, skip=layout.skip, delimiter=layout.delimiter)
-    if layout.count is not None and len(values) != layout.count:
-        problem = f"the first line promises {layout.count} points, the file holds {len(values)}"
+    if layout.points is not None and len(values) != layout.points:
+        problem = f"the first line promises {layout.points} points, the file holds {len(values)}"
         raise InputError(name, problem, "copy or export it again")
     if len(layout.names) == values.shape[1]:
         named = features_of_names({key: values[:, i] for i, key in enumerate(layout.names)})

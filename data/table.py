@@ -156,7 +156,7 @@ def _read_xlsx(data: bytes, name: str) -> pd.DataFrame:
 
 
 def _read_text(data: bytes, name: str) -> pd.DataFrame:
-    """All cells as text: what is missing at the end of a short row is then not the same as an empty cell."""
+    """All cells as text; what they hold is looked at when the header is known."""
     import pandas as pd
 
     text = _to_text(data, name)
@@ -171,12 +171,21 @@ def _read_text(data: bytes, name: str) -> pd.DataFrame:
     except pd.errors.ParserError as error:
         detail = str(error).strip().removeprefix("Error tokenizing data. C error: ")
         raise InputError(name, f"the rows are ragged ({detail})", "give every row the same number of cells") from error
-    short = frame.isna().any(axis=1)
-    if short.any():
-        row = int(short.to_numpy().argmax())
-        problem = f"row {row + 1} has {int(frame.loc[row].notna().sum())} cells, not {frame.shape[1]}"
-        raise InputError(name, problem, "give every row the same number of cells")
+    if frame[frame.columns[-1]].fillna("").eq("").any():
+        _require_full_rows(text, delimiter, frame.shape[1], name)
     return frame
+
+
+def _require_full_rows(text: str, delimiter: str, width: int, name: str) -> None:
+    """Pandas fills short rows with empty cells; the cells that are really there must be counted."""
+    if len(delimiter) == 1:
+        rows: Iterable[list[str]] = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    else:
+        rows = (line.split() for line in text.splitlines())
+    for number, cells in enumerate(rows, 1):
+        if 0 < len(cells) < width and any(cells):
+            problem = f"line {number} has {len(cells)} cells, not {width}"
+            raise InputError(name, problem, "give every row the same number of cells")
 
 
 def _to_text(data: bytes, name: str) -> str:

@@ -210,7 +210,8 @@ class NumberEmbedding(nn.Module):
     """A linear map, one for each column, of the piecewise-linear encoding and the standardised value itself.
 
     Bin t of a number z between the quantiles b is clip((z - b[t]) / (b[t+1] - b[t]), 0, 1): full below z, part where z
-    lies, empty above (Gorishniy et al. 2022, "On embeddings for numerical features in tabular deep learning", 3.2). The value itself carries what lies outside the training range.
+    lies, empty above (Gorishniy et al. 2022, "On embeddings for numerical features in tabular deep learning", 3.2).
+    The value itself carries what lies outside the training range.
     """
 
     def __init__(self, columns: Sequence[Column], bins: int, width: int) -> None:

@@ -113,7 +113,7 @@ def as_text(values: pd.Series) -> pd.Series:
     if pd.api.types.is_float_dtype(values.dtype):
         whole = values.dropna()
         values = values.astype("Int64") if (whole == whole.round()).all() and (whole.abs() < 2**53).all() else values
-    return values.where(values.isna(), values.astype("str").str.strip())
+    return values.astype("str").str.strip().mask(values.isna())
 
 
 def to_numbers(values: pd.Series, name: str, source: object) -> Float[np.ndarray, " n"]:
