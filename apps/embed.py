@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import polysense
-from polysense.apps.inputs import ENDINGS, choose_device, expand
+from polysense.apps.inputs import choose_device, endings, expand
 from polysense.apps.predict import Screen, consume, track
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Prediction
+from polysense.tasks import TASKS
 
 ARRAYS = (".npz", ".npy")
 
@@ -46,7 +48,9 @@ def embed(
     if modality is not None and modality not in tasks:
         raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(tasks)}")
     known = [modality] if modality else list(tasks)
-    files = expand(inputs, sorted({ending for name in known for ending in ENDINGS[name]}))
+    # From folders come the files whose ending leaves no doubt; a doubtful one that is named outright is asked about.
+    counts = Counter(ending for name in known for ending in endings(name))
+    files = expand(inputs, [ending for ending, count in counts.items() if count == 1])
     groups: dict[str, list[Path]] = {}
     for path in files:
         groups.setdefault(modality or guess(path, known), []).append(path)
@@ -72,8 +76,8 @@ def embed(
 
 
 def embedding_tasks() -> dict[str, str]:
-    """modality -> name of its embedding bundle."""
-    return {bundle.modality: bundle.name for bundle in polysense.bundles() if bundle.task.endswith("-embedding")}
+    """modality -> name of its embedding task."""
+    return {TASKS[name].modality: name for name in TASKS if TASKS[name].kind == "embedding"}
 
 
 def guess(path: Path, known: Sequence[str]) -> str:
@@ -82,7 +86,7 @@ def guess(path: Path, known: Sequence[str]) -> str:
     Raises:
         InputError: None of them reads it, or several do.
     """
-    fits = [name for name in known if path.suffix.lower() in ENDINGS[name]]
+    fits = [name for name in known if path.suffix.lower() in endings(name)]
     if len(fits) == 1:
         return fits[0]
     problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"

@@ -8,19 +8,26 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from polysense.core.errors import InputError
 
-# Endings by modality, for folders and for guessing; a file named outright is tried whatever its ending.
-ENDINGS: dict[str, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-    "video": (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
-    "audio": (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"),
-    "point_cloud": (".ply", ".pcd", ".xyz", ".pts", ".las", ".laz", ".obj", ".stl", ".off", ".bin", ".npy", ".npz"),
-    "time_series": (".csv", ".tsv", ".parquet", ".ts", ".txt", ".xlsx"),
-    "tabular": (".csv", ".tsv", ".parquet", ".xlsx"),
+# Where each modality's reader says which endings it reads; a file named outright is tried whatever its ending.
+READERS = {
+    "image": ("image", "IMAGE_ENDINGS"),
+    "video": ("video", "VIDEO_ENDINGS"),
+    "audio": ("audio", "AUDIO_ENDINGS"),
+    "point_cloud": ("point_cloud", "CLOUD_ENDINGS"),
+    "time_series": ("time_series", "SERIES_ENDINGS"),
+    "tabular": ("table", "TABLE_ENDINGS"),
 }
+
+
+def endings(modality: str) -> tuple[str, ...]:
+    """File endings (lower case, with dot) that the modality's reader takes."""
+    module, name = READERS[modality]
+    return getattr(import_module(f"polysense.data.{module}"), name)
 
 
 def expand(inputs: Sequence[str], endings: Sequence[str]) -> list[Path]:
@@ -46,18 +53,30 @@ def expand(inputs: Sequence[str], endings: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def check_name(name: str, known: Iterable[str], kind: str = "task or bundle") -> None:
-    """Accepts a known name, a folder that exists or a hub name ("owner/name").
+def check_model(name: str) -> None:
+    """Accepts the name of a bundle or task, a folder that exists, or a Hub repository ("owner/name").
 
     Raises:
-        InputError: The name is none of these; the message names the nearest ones.
+        InputError: It is none of these; the message names the nearest ones.
     """
-    known = list(known)
-    if name in known or Path(name).exists() or "/" in name:
+    import polysense
+    from polysense.tasks import TASKS
+
+    bundles = polysense.bundles()
+    usable = {info.name for info in bundles} | {info.task for info in bundles}
+    usable |= {task for task in TASKS if TASKS[task].kind == "embedding"}
+    if name not in TASKS and not Path(name).expanduser().exists() and "/" not in name:
+        check_name(name, usable, "task or bundle")
+
+
+def check_name(name: str, known: Iterable[str], kind: str) -> None:
+    """Raises an InputError that suggests the nearest names when `name` is none of the known ones."""
+    known = sorted(known)
+    if name in known:
         return
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3, cutoff=0.55)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(known) or 'none is installed'}"
-    raise InputError(name, f"there is no such {kind}", fix.rstrip("?"))
+    fix = f"did you mean {' or '.join(near)}" if near else f"choose one of: {', '.join(known)}"
+    raise InputError(name, f"there is no such {kind}", fix)
 
 
 def choose_device(device: str, threads: int | None = None) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import polysense
-from polysense.apps.inputs import check_name, choose_device
+from polysense.apps.inputs import check_model, check_name, choose_device
 
 
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
@@ -29,7 +29,7 @@ def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: 
     """Measures and shows; options are those of `polysense.training.evaluate.evaluate`."""
     from polysense.training.evaluate import evaluate as run
 
-    check_name(bundle, [info.name for info in polysense.bundles()])
+    check_model(bundle)
     metrics = run(bundle, data, device=choose_device(device, options.get("threads")), **options)
     show_metrics(metrics, f"{bundle} on {data}")
     if json_file is not None:
@@ -39,10 +39,10 @@ def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: 
 def list_models() -> None:
     """A table of the installed bundles."""
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in ("name", "task", "modality", "measured", "licence"):
+    for column in ("name", "task", "measured", "on", "licence"):
         table.add_column(column, overflow="fold")
     for info in polysense.bundles():
-        table.add_row(info.name, info.task, info.modality, format_metrics(info.metrics), info.licence)
+        table.add_row(info.name, info.task, format_metrics(info.metrics), info.measured_on, info.licence)
     if table.row_count:
         Console().print(table)
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import polysense
-from polysense.apps.inputs import ENDINGS, check_name, choose_device, expand
+from polysense.apps.inputs import check_model, choose_device, endings, expand
 from polysense.core.errors import InputError
 from polysense.core.predictions import Labels, Prediction
 
@@ -48,9 +48,9 @@ def predict(
     """
     from polysense.data.writers import open_writer
 
-    check_name(model, [bundle.name for bundle in polysense.bundles()])
+    check_model(model)
     pipeline = polysense.load(model, device=choose_device(device, threads))
-    files = expand(inputs, ENDINGS[pipeline.modality])
+    files = expand(inputs, endings(pipeline.modality))
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []
         if out is not None:
