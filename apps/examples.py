@@ -177,7 +177,7 @@ def shapes(path: Path) -> None:
     from PIL import Image, ImageDraw
 
     with av.open(str(path), "w") as film:
-        stream = film.add_stream("h264", rate=24)
+        stream = film.add_stream("h264", rate=24, options={"threads": "1", "flags": "+bitexact"})
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for i in range(72):
             t = i / 24

@@ -17,6 +17,7 @@ import polysense
 from polysense.apps import cli, inputs
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Labels, Prediction
+from polysense.tasks import TASKS
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Info:
     task: str
     modality: str
     metrics: dict[str, float] = field(default_factory=dict)
-    path: str = "bundle"
+    measured_on: str = "cats, test"
     licence: str = "Apache-2.0"
 
 
@@ -57,13 +58,12 @@ class PretendedPipeline:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two good images and a bad one, as working directory; three pretended bundles."""
+    """A folder with two good images and a bad one, as working directory; two pretended bundles."""
     infos = [
         Info("image-classification", "image-classification", "image", {"accuracy": 0.875}),
-        Info("image-embedding", "image-embedding", "image"),
-        Info("audio-embedding", "audio-embedding", "audio"),
+        Info("cells", "object-detection", "image", {"map50": 0.5}),
     ]
-    modality = {info.name: info.modality for info in infos}
+    modality = {name: TASKS[name].modality for name in TASKS}
     monkeypatch.setattr(polysense, "bundles", lambda: infos, raising=False)
     monkeypatch.setattr(polysense, "load", lambda name, device="cpu": PretendedPipeline(name, modality[name]),
                         raising=False)  # fmt: skip
@@ -81,9 +81,7 @@ def run(*arguments: str) -> int:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, polysense.apps.cli; print(sorted(set('torch numpy pandas rich PIL'.split()) & {*sys.modules}))"
-    )
+    code = "import sys, polysense.apps.cli; print(sorted(set('torch numpy pandas rich PIL'.split()) & {*sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -152,14 +150,14 @@ def test_debug_shows_the_traceback(files: Path) -> None:
     ("arguments", "words"),
     [
         (["predict", "image-clasification", "in"], "did you mean image-classification"),
-        (["predict", "xyz", "in"], "choose one of: image-classification"),
+        (["predict", "xyz", "in"], "choose one of: audio-embedding, cells, image-classification"),
         (["predict", "image-classification", "nowhere"], "nowhere: there is no such file"),
         (["predict", "image-classification", "*.gif"], "there is no such file"),
         (["predict", "image-classification", "in", "--out", "o.xlsx"], ".parquet"),
         (["predict", "image-classification", "in", "--device", "warp9"], "no such device"),
         (["predict", "image-classification", "empty"], "no readable file"),
         (["embed", "in/notes.txt"], "--modality"),
-        (["embed", "in", "--modality", "smell"], "choose one of: image, audio"),
+        (["embed", "in", "--modality", "smell"], "choose one of: audio, image"),
     ],
 )
 def test_errors_are_one_line(files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
@@ -215,7 +213,6 @@ def test_fit_passes_only_what_was_given(files: Path, monkeypatch: pytest.MonkeyP
         return SimpleNamespace(metrics={"accuracy": 0.5}, seconds=1.0, epochs=2, path=out)
 
     monkeypatch.setitem(sys.modules, "polysense.training.fit", SimpleNamespace(fit=fit))
-    monkeypatch.setitem(sys.modules, "polysense.tasks", SimpleNamespace(TASKS=["image-classification"]))
     assert run("fit", "image-classification", "in", "--out", "b", "--epochs", "3", "--tokenizer", "size=96",
                "--tokenizer", "name=x", "--device", "cpu", "-q") == 0  # fmt: skip
     assert seen == {"task": "image-classification", "data": Path("in"), "out": Path("b"), "epochs": 3,
