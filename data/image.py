@@ -171,7 +171,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if not np.isfinite(values).all():
             raise InputError(name, "some pixels are not numbers (NaN or infinite)", "fill them before reading")
         low, high = values.min(), values.max()
-        return _grey(np.round((values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))))
+        return _grey(np.round((values - low) / ((high - low) or 1.0) * 255))
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")

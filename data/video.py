@@ -8,6 +8,7 @@ Shape legend: t frames, h height, w width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
 ARRAY_RATE = 25.0  # frames a second that arrays and lists are taken to have
 LONG = 60.0  # seconds; longer files are read by seeking
 SEEK_GAP = 5.0  # seconds; a seek lands on a keyframe up to some seconds early, so a nearer frame is reached by decoding
+ROUNDING = 1e-6  # seconds; a frame that appears exactly at a moment counts as shown
 # FFmpeg also knows playlists and scripts that open other files and addresses; a clip is one of these containers.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,m4v,apng"
 
@@ -105,28 +107,43 @@ def _opened(file: Any, start: int, name: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _measure(file: Any, start: int, name: str) -> tuple[float, bool]:
-    """Duration in seconds, and whether it is known to be that of the video stream (and not of its sound)."""
+    """Duration in seconds, and whether a file that silently ends before must have been cut."""
+    with _opened(file, start, name) as (container, stream):
+        stated, certain = _stated(container, stream)
+        if stated > LONG:
+            return stated, certain
+        # What is stated can be short of the last frames (variable rate), that of the sound, or missing (recorded by a
+        # browser): packets know better, and going through those of a short clip costs next to nothing.
+        packets = _last_packet(container, stream) + _step(stream)
+        return (max(stated, packets) if stream.duration or certain else packets), certain
+
+
+def _stated(container: Any, stream: Any) -> tuple[float, bool]:
+    """The duration that the file states, 0 where it states none; and whether to insist on it."""
     import av
 
-    with _opened(file, start, name) as (container, stream):
-        if stream.duration:
-            return float(stream.duration * stream.time_base), True
-        if "DURATION" in stream.metadata:  # Matroska
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds), True
-        if container.duration:
-            return container.duration / av.time_base, False
-        # Nothing is stated (recorded by a browser, a raw stream): look at all packets, without decoding them.
-        step, last, count = _step(stream), 0.0, 0
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    stamp = packet.pts if packet.pts is not None else packet.dts
-                    last = max(last, count * step if stamp is None else _seconds(stamp, stream))
-                    count += 1
-        except av.error.FFmpegError:
-            pass  # as far as it goes; decoding tells whether that is enough
-        return last + step, False
+    if stream.duration:
+        return float(stream.duration * stream.time_base), False  # containers with an index: a cut raises on its own
+    if "DURATION" in stream.metadata:  # Matroska
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds), True
+    return (container.duration or 0) / av.time_base, False
+
+
+def _last_packet(container: Any, stream: Any) -> float:
+    """Seconds at which the last picture appears, without decoding any."""
+    import av
+
+    last, count, step = 0.0, 0, _step(stream)
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                last = max(last, count * step if stamp is None else _seconds(stamp, stream))
+                count += 1
+    except av.error.FFmpegError:
+        pass  # as far as it goes; decoding tells whether that is enough
+    return last
 
 
 def _step(stream: Any) -> float:
@@ -180,6 +197,7 @@ class _Player:
         """The frame that stands at `moment`, not before an earlier one; None where nothing can be decoded."""
         if moment - max(self.shown_at, self.following_at) > self.gap:
             self._seek(moment)
+        moment += ROUNDING
         while not self.ended and (self.following is None or self.following_at <= moment):
             self._advance()
         return self.shown if self.shown is not None else self.following
@@ -187,7 +205,7 @@ class _Player:
     def _seek(self, moment: float) -> None:
         import av
 
-        stamp = round(moment / self.stream.time_base) + (self.stream.start_time or 0)
+        stamp = math.floor((moment + ROUNDING) / self.stream.time_base) + (self.stream.start_time or 0)
         try:
             self.container.seek(stamp, stream=self.stream)
         except av.error.FFmpegError:

@@ -103,7 +103,7 @@ class ImageTokenizer(GridTokenizer):
         assert config.mean is not None and config.std is not None
         self._set_normalization(config.mean, config.std)
         if config.form == "lite0":
-            self._set_lite0(config.stride, 2)
+            self._set_lite0(config.stride)
         else:
             self.proj = nn.Conv2d(3, config.width, config.patch, config.patch, bias=config.bias)
         if config.form == "vit":

@@ -127,8 +127,8 @@ class GridTokenizer(Tokenizer):
         self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 
-    def _set_lite0(self, stride: int, coordinates: int) -> None:
-        """Adds the parts; at the start tokens are the stem's features, turned at most, and know no position."""
+    def _set_lite0(self, stride: int) -> None:
+        """Adds `stem` and `project`; at the start tokens are the stem's features, turned at most."""
         self.stem = Lite0Stem(stride)
         self.project = nn.Linear(self.stem.channels, self.width)
         if self.stem.channels == self.width:
@@ -136,7 +136,6 @@ class GridTokenizer(Tokenizer):
         else:
             nn.init.orthogonal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.position = quiet_positions(coordinates, self.width)
 
     def normalized(self, pixels: UInt8[Tensor, "n 3 *S"]) -> Float[Tensor, "n 3 *S"]:
         """Bytes to the range that the weights expect, in their number format."""

@@ -36,6 +36,7 @@ from polysense.tokenizers.image_grid import (
     check_choice,
     features_on_grid,
     fit_size,
+    quiet_positions,
     resize,
     seen_window,
 )
@@ -95,7 +96,8 @@ class VideoTokenizer(GridTokenizer):
         assert config.mean is not None and config.std is not None
         self._set_normalization(config.mean, config.std)
         if config.form == "frames":
-            self._set_lite0(config.stride, 3)
+            self._set_lite0(config.stride)
+            self.position = quiet_positions(3, config.width)
             # At zero it changes nothing and still learns: its own gradient is the product of input and error.
             self.motion = nn.Linear(self.stem.channels, config.width)
             nn.init.zeros_(self.motion.weight)
