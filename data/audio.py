@@ -72,6 +72,16 @@ def read_audio(source: Any, rate: int = 16_000) -> Recording:
     return Recording(wave, rate, len(wave) / rate)
 
 
+class _Bytes(io.BytesIO):
+    """Bytes to which damaged headers may send the decoder: it ends up at the start instead of printing a traceback."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return super().seek(0)
+
+
 def audio_name(source: Any) -> str:
     """How messages and output rows call a source."""
     if isinstance(source, str | os.PathLike):
@@ -95,7 +105,7 @@ def _opened(name: str, source: Any) -> BinaryIO | Path:
     if isinstance(data, bytes | bytearray | memoryview):
         if not len(data):
             raise InputError(name, "the file is empty", "copy or record it again")
-        return io.BytesIO(data)
+        return _Bytes(data)
     raise InputError(name, f"a {type(source).__name__} is not a recording",
                      "give a path, bytes, an open binary file, or (array, rate)")  # fmt: skip
 
@@ -113,7 +123,7 @@ def _from_file(name: str, opened: BinaryIO | Path, rate: int) -> np.ndarray:
                 nonlocal decoded
                 for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
                     decoded += len(block)
-                    yield block.mean(1) if block.shape[1] > 1 else block[:, 0]
+                    yield _mono(block)
 
             wave = _resampled(name, blocks(), file.samplerate, rate)
             # 2^62 and the like stand for "unknown" in streams.
@@ -184,7 +194,7 @@ def _from_array(name: str, pair: Any) -> tuple[int, Iterator[np.ndarray]]:
     if np.ndim(array) == 0 and np.ndim(rate) > 0:
         array, rate = rate, array
     array = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
+    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or (array.ndim == 2 and 0 in array.shape):
         raise InputError(name, f"an array of shape {array.shape} and type {array.dtype} is not a recording",
                          "give numbers of shape (n,), (n, channels) or (channels, n)")  # fmt: skip
     if np.ndim(rate) or isinstance(rate, str | bool | None) or not np.isfinite(float(rate)):
@@ -195,9 +205,14 @@ def _from_array(name: str, pair: Any) -> tuple[int, Iterator[np.ndarray]]:
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(array), BLOCK):
             block = _scaled(array[start : start + BLOCK])
-            yield block.mean(1) if block.ndim == 2 and block.shape[1] else block.reshape(-1)
+            yield _mono(block) if block.ndim == 2 else block
 
     return round(float(rate)), blocks()
+
+
+def _mono(block: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    with np.errstate(invalid="ignore", over="ignore"):  # samples that are not finite are refused later
+        return block.mean(1) if block.shape[1] > 1 else block[:, 0]
 
 
 def _scaled(block: np.ndarray) -> np.ndarray:

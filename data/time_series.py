@@ -152,6 +152,7 @@ def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[st
         steps = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
         order = np.argsort(steps, kind="stable") if np.isfinite(steps).all() else np.arange(len(values))
         return SeriesFrame(values[order], None, names, source=name)
+    values = np.where(np.isfinite(values), values, np.nan)  # before an infinity spreads to its neighbours
     known = ~np.isnat(times)
     if not known.any():
         raise InputError(name, "its time column is empty", "give a time for each row")
@@ -162,6 +163,8 @@ def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[st
 def _from_table(name: str, table: pd.DataFrame, time: str | None, columns: Sequence[str] | None) -> SeriesFrame:
     import pandas as pd
 
+    if not len(table):
+        raise InputError(name, "the series is empty", "give at least one row of numbers")
     column: Any
     index = table.index
     doubled = table.columns[table.columns.map(str).duplicated()]
@@ -240,4 +243,4 @@ def _numbers(name: str, table: pd.DataFrame, required: bool) -> tuple[np.ndarray
         held = f"{', '.join(words[:5])} {'hold' if len(words) > 1 else 'holds'} text" if words else "it has no columns"
         raise InputError(name, f"no series of numbers was found ({held})" if not required else held,
                          "give columns of numbers")  # fmt: skip
-    return np.stack(arrays, 1) if len(table) else np.empty((0, len(kept))), kept
+    return np.stack(arrays, 1), kept

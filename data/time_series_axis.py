@@ -147,10 +147,10 @@ def even_grid(source: str, times: Times, values: Float[np.ndarray, "t c"]) -> tu
         times, values = mean.index.to_numpy("datetime64[ns]"), mean.to_numpy()
     if len(times) < 2:
         return times, values, None
-    freq = pd.infer_freq(pd.DatetimeIndex(times)) if len(times) > 2 else None
+    inferred: Any = pd.infer_freq(pd.DatetimeIndex(times)) if len(times) > 2 else None
+    if inferred is not None:
+        return times, values, getattr(inferred, "freqstr", inferred)  # later pandas return an offset
     step = np.median(np.diff(times)).astype("timedelta64[ns]")
-    if freq is not None:
-        return times, values, freq
     grid, freq, exact = _grid(source, times, step)
     if len(times) == len(grid) and (times == grid).all():
         return times, values, freq
@@ -160,6 +160,7 @@ def even_grid(source: str, times: Times, values: Float[np.ndarray, "t c"]) -> tu
 def _grid(source: str, times: Times, step: np.timedelta64) -> tuple[Times, str, np.ndarray]:
     """A grid over the axis, its alias, and places (t,) of the rows on it in (fractional) steps."""
     import pandas as pd
+    from pandas.tseries.frequencies import to_offset
 
     index = pd.DatetimeIndex(times)
     if step >= 27 * DAY:
@@ -175,7 +176,7 @@ def _grid(source: str, times: Times, step: np.timedelta64) -> tuple[Times, str, 
             grid = pd.date_range(first.normalize(), periods=(months[-1] - months[0]) // every + 1, freq=freq)
             return grid.to_numpy("datetime64[ns]"), freq, (months - months[0]) / every
     midnight = (index == index.normalize()).all()
-    if step == DAY and midnight and len(index) >= 8 and (index.dayofweek < 5).all():
+    if step == DAY and midnight and len(index) >= 8 and (index.day_of_week < 5).all():
         grid = pd.bdate_range(index[0], index[-1])
         return grid.to_numpy("datetime64[ns]"), "B", grid.get_indexer(index).astype(np.float64)
     length = pd.Timedelta(step)
@@ -184,9 +185,10 @@ def _grid(source: str, times: Times, step: np.timedelta64) -> tuple[Times, str, 
         raise InputError(source, f"its times are too uneven: {len(times)} rows over {count} steps of {length}",
                          "resample it to an even step, or split it at the long gaps")  # fmt: skip
     grid = times[0] + np.arange(count) * step
-    freq = pd.tseries.frequencies.to_offset(length).freqstr
+    freq = to_offset(length).freqstr
     if step % DAY == np.timedelta64(0):
-        freq = "W-" + index[0].strftime("%a").upper() if length.days == 7 else f"{length.days}D"
+        weekly = length.days == 7
+        freq = "W-" + index[0].strftime("%a").upper() if weekly else to_offset(f"{length.days}D").freqstr
     return grid, freq, (times - times[0]) / step
 
 

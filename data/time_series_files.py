@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = ["?", "-", "--", ".", "missing", "Missing"]  # beside pandas' own
+# RuntimeError: encrypted members and unknown zip versions.
+ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, OSError, EOFError, RuntimeError)
 GIVE = "give csv, parquet, npz or ts"
 
 
@@ -71,7 +73,7 @@ def load(name: str, source: Any) -> pd.DataFrame | Arrays | str:
         except ValueError as error:
             raise InputError(name, f"these columns make no table ({error})", "give equally long columns") from error
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().float().numpy()
+        source = source.detach().cpu().double().numpy()
     if isinstance(source, np.ndarray | list | tuple):
         return _checked(name, Arrays(_array(name, source)))
     raise InputError(name, f"a {type(source).__name__} is not a time series", "give a path, table or array of numbers")
@@ -127,7 +129,7 @@ def _parquet(name: str, data: bytes) -> pd.DataFrame:
 
     try:
         return pd.read_parquet(io.BytesIO(data))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(name, "its parquet data are damaged or cut short", "write or copy it again") from error
 
 
@@ -136,7 +138,7 @@ def _excel(name: str, data: bytes) -> pd.DataFrame:
 
     try:
         return pd.read_excel(io.BytesIO(data), engine="openpyxl", na_values=MISSING)
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError, zlib.error) as error:
+    except ZIP_FAULTS as error:
         raise InputError(name, "its workbook is damaged or cut short", "save or copy it again") from error
 
 
@@ -144,7 +146,7 @@ def _numpy(name: str, data: bytes) -> Arrays:
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         held = {"values": loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except ZIP_FAULTS as error:
         raise InputError(name, f"its NumPy arrays cannot be read ({error})", "save plain numbers again") from error
     held = {key: array for key, array in held.items() if isinstance(array, np.ndarray)}  # any zip may come this way
     if "values" not in held and len(held) != 1:

@@ -136,7 +136,8 @@ class TimeSeriesTokenizer(Tokenizer):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pads on the left to whole patches: "values", "observed" (b, t, c), "calendar" (b, n, 8 or 4), "stats"."""
         steps = [len(sample.data["values"]) for sample in samples]
-        count = max(self._count(t) for t in [*steps, *([self.config.context] if self.config.fixed_context else [])])
+        longest = max(*steps, self.config.context) if self.config.fixed_context else max(steps)
+        count = self.token_count(longest)
         length = (count - 1) * self.stride + self.patch
 
         def stack(name: str) -> Tensor:
@@ -148,7 +149,7 @@ class TimeSeriesTokenizer(Tokenizer):
                 "stats": torch.stack([s.data["stats"] for s in samples]), "steps": torch.tensor(steps),
                 "meta": meta_of(samples)}  # fmt: skip
 
-    def _count(self, steps: int) -> int:
+    def token_count(self, steps: int) -> int:
         """Patches that cover so many steps."""
         return 1 + max(0, -((self.patch - steps) // self.stride))
 
@@ -161,7 +162,7 @@ class TimeSeriesTokenizer(Tokenizer):
         values, steps = batch["values"], batch["steps"].to(batch["values"].device)
         length, dtype = values.shape[1], next(self.parameters()).dtype
         ends = torch.arange(self.patch, length + 1, self.stride, device=values.device)
-        counts = torch.tensor([self._count(t) for t in steps.tolist()], device=values.device)
+        counts = torch.tensor([self.token_count(t) for t in steps.tolist()], device=values.device)
         mask = torch.arange(len(ends), device=values.device) >= len(ends) - counts[:, None]
         pos = (ends - length).float()[None, :, None].expand(len(values), -1, -1)
         x = self._steps(values.to(dtype), steps) if self.config.form == "conv" else self._patches(batch, dtype)
