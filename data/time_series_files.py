@@ -124,11 +124,13 @@ def _from_bytes(name: str, data: bytes) -> pd.DataFrame | Arrays | str:
 
 
 def _parquet(name: str, data: bytes) -> pd.DataFrame:
-    import pandas as pd
     import pyarrow
+    import pyarrow.parquet
 
     try:
-        return pd.read_parquet(io.BytesIO(data))
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        table.validate(full=True)  # text that is no UTF-8 would only show when it is looked at
+        return table.to_pandas()
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(name, "its parquet data are damaged or cut short", "write or copy it again") from error
 
