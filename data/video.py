@@ -9,6 +9,7 @@ Shape legend: t frames, h height, w width.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def _opened(file: Any, start: int, name: str) -> Iterator[tuple[Any, Any]]:
 
     file.seek(start)
     try:
-        container = av.open(file, options={"format_whitelist": CONTAINERS})
+        # Titles in old encodings are common and of no interest.
+        container = av.open(file, options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
     except av.error.FFmpegError as error:
         problem = "this is not a video, or it is damaged or cut short"
         raise InputError(name, problem, "convert it to MP4 or download it again") from error
@@ -124,9 +126,10 @@ def _stated(container: Any, stream: Any) -> tuple[float, bool]:
 
     if stream.duration:
         return float(stream.duration * stream.time_base), False  # containers with an index: a cut raises on its own
-    if "DURATION" in stream.metadata:  # Matroska
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds), True
+    matroska = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if matroska:
+        hours, minutes, seconds = (float(part) for part in matroska.groups())
+        return hours * 3600 + minutes * 60 + seconds, True
     return (container.duration or 0) / av.time_base, False
 
 

@@ -188,6 +188,20 @@ def test_duration_is_measured_where_it_is_not_stated(tmp_path: Path) -> None:
     np.testing.assert_allclose(clip.times, 0.2 + 0.5 * np.arange(8), atol=0.011)
 
 
+@pytest.mark.parametrize("name", ["mp4", "avi", "mkv"])
+def test_titles_in_old_encodings_do_no_harm(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"title.{name}"
+    with av.open(str(path), "w", format=FORMATS[name][0]) as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.metadata["title"] = out.metadata["title"] = "a title"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"a title" in data
+    assert len(read_video(data.replace(b"a title", b"\xe0 titl\xe9")).frames) == 1
+
+
 def test_frames_in_memory() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 24, 32, 3), dtype=np.uint8)
     clip = read_video(frames, 4)

@@ -33,7 +33,7 @@ READ_MARGIN = 1.5  # the longer side of an image read for a square input, so tha
 def fit_size(height: int, width: int, size: int, step: int, policy: str) -> tuple[int, int]:
     """The (height, width) that an image is resized to; both are multiples of `step`.
 
-    "area" keeps the aspect, as nearly as whole cells allow, at about size² pixels. Very long images are squeezed, so
+    "area" keeps the aspect, up to rounding to whole cells, at about size² pixels. Very long images are squeezed, so
     that none has more than twice the cells of a square one. "squash" and "crop" give a square.
     """
     side = size / step  # cells along a square image
