@@ -7,7 +7,7 @@ authors and goes into the folder); sounds, scans, series, tables and the blood s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -196,7 +196,7 @@ def shapes(path: Path) -> None:
             film.mux(packet)
 
 
-def _boxes(parts: list[tuple[tuple[float, ...], tuple[float, ...]]], count: int, seed: int) -> np.ndarray:
+def _boxes(parts: Sequence[tuple[tuple[float, ...], tuple[float, ...]]], count: int, seed: int) -> np.ndarray:
     """Points on the surfaces of boxes (lowest corner, size) in metres, by area, with millimetres of noise."""
     rng = np.random.default_rng(seed)
     faces = []

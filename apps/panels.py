@@ -12,7 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
 INK, GREY, PALE, ACCENT = "#1f2933", "#6b7785", "#e4e8ec", "#2166ac"
 # Distinct for most colour-blind eyes, and dark enough for white letters or pale enough for black ones.
@@ -180,7 +180,7 @@ def table_row(source: Any) -> dict[str, Any]:
     from polysense.data.table import read_table
 
     path, row = split_row(source)
-    return read_table(path).iloc[row or 0].to_dict()
+    return {str(name): value for name, value in read_table(path).iloc[row or 0].items()}
 
 
 def _value(value: Any) -> str:
@@ -194,6 +194,11 @@ def buckets(wave: np.ndarray, duration: float) -> tuple[np.ndarray, np.ndarray, 
     count = min(MAX_STEPS, len(wave))
     edges = np.linspace(0, len(wave), count, endpoint=False).astype(int)
     return edges / len(wave) * duration, np.minimum.reduceat(wave, edges), np.maximum.reduceat(wave, edges)
+
+
+def split(figure: Figure | SubFigure, rows: int, columns: int, **ratios: Any) -> list[SubFigure]:
+    """Cuts a figure into parts, row by row."""
+    return list(np.ravel(figure.subfigures(rows, columns, **ratios)))
 
 
 def bare(axes: Axes) -> Axes:

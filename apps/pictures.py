@@ -26,6 +26,7 @@ from polysense.apps.panels import (
     quiet,
     show_cloud,
     show_source,
+    split,
     split_row,
 )
 from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Series, Values
@@ -61,11 +62,12 @@ def draw(prediction: Prediction, source: Any, path: str | Path, modality: str | 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=SIZE, dpi=100, facecolor="white", layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=SIZE, dpi=100, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    top, body = figure.subfigures(2, 1, height_ratios=(1, 8.5))
+    top, body = split(figure, 2, 1, height_ratios=(1, 8.5))
     _title(top, prediction)
     if isinstance(prediction, Series):
         _forecast(body, prediction)
@@ -74,7 +76,7 @@ def draw(prediction: Prediction, source: Any, path: str | Path, modality: str | 
     elif isinstance(prediction, Mask):
         _mask(body, prediction, source)
     else:
-        left, right = body.subfigures(1, 2, width_ratios=(1.75, 1))
+        left, right = split(body, 1, 2, width_ratios=(1.75, 1))
         show_source(left, source, modality or guess_modality(source))
         if isinstance(prediction, Labels):
             _bars(right, prediction.names[:5], prediction.scores[:5], prediction.chosen)
@@ -143,7 +145,7 @@ def _boxes(figure: SubFigure, prediction: Boxes, source: Any) -> None:
 
     from polysense.data.image import read_image
 
-    left, right = figure.subfigures(1, 2, width_ratios=(3.6, 1))
+    left, right = split(figure, 1, 2, width_ratios=(3.6, 1))
     axes = bare(left.subplots())
     h, w = prediction.size
     axes.imshow(np.asarray(read_image(source, target=1400)), extent=(0, w, h, 0))
@@ -164,7 +166,7 @@ def _boxes(figure: SubFigure, prediction: Boxes, source: Any) -> None:
 def _mask(figure: SubFigure, prediction: Mask, source: Any) -> None:
     shares = prediction.shares()
     order = list(shares)
-    left, right = figure.subfigures(1, 2, width_ratios=(3.6, 1))
+    left, right = split(figure, 1, 2, width_ratios=(3.6, 1))
     rank = np.array([order.index(name) if name in shares else 0 for name in prediction.names])
     if prediction.index.ndim == 1:
         show_cloud(left, source, rank[prediction.index])
