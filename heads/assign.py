@@ -36,7 +36,7 @@ def task_aligned(
     """Gives each object the cells inside it whose prediction fits best, by score**alpha * IoU**beta.
 
     An object so small that no cell's centre lies in it gets the nearest one. A cell wanted by several objects goes to
-    the one it overlaps most.
+    the smallest (Tian et al. 2019, FCOS): larger ones have others, and the best fit would never let a small one begin.
 
     Args:
         scores: Probabilities.
@@ -66,8 +66,8 @@ def task_aligned(
     best = order.topk(min(candidates, order.shape[1]), 1).indices
     chosen = torch.zeros_like(inside).scatter_(1, best, True) & inside
 
-    wanted = torch.where(chosen, overlap + 1e-6 / (1 + distance), -1.0)
-    owner = torch.where(chosen.any(0), wanted.argmax(0), -1)
+    area = (truth[:, 2:] - truth[:, :2]).prod(1, keepdim=True)
+    owner = torch.where(chosen.any(0), torch.where(chosen, area, torch.inf).argmin(0), -1)
     mine = owner == torch.arange(len(truth), device=owner.device)[:, None]
     fit, overlap = fit * mine, overlap * mine
     quality = fit / fit.amax(1, keepdim=True).clamp(min=1e-12) * overlap.amax(1, keepdim=True)

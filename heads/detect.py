@@ -132,7 +132,7 @@ class DetectionHead(Head):
         """Quality focal loss over all cells and GIoU loss over those that learn an object."""
         device = out["logits"].device
         truth, labels = target["boxes"].to(device), target["labels"].to(device)
-        class_losses, box_losses, total = [], [], 0.0
+        class_losses, box_losses, total = [], [], 0
         for i in range(len(truth)):
             own = labels[i] >= 0
             logits, boxes, valid = out["logits"][i], out["boxes"][i], out["valid"][i]
@@ -145,11 +145,10 @@ class DetectionHead(Head):
             wanted = torch.zeros_like(logits)
             wanted[cells, labels[i][own][objects]] = found.quality[cells]
             class_losses.append(quality_focal(logits, wanted)[valid].sum())
-            # Also badly fitting cells must learn their box, else a first poor box would stay.
-            weight = found.quality[cells].clamp(min=0.1)
-            box_losses.append((generalized_box_iou_loss(boxes[cells], truth[i][own][objects]) * weight).sum())
-            total += float(weight.detach().sum())
-        share = 1.0 / max(total, 1.0)
+            # Unweighted: weighting by quality would leave a first poor box poor, above all a small one.
+            box_losses.append(generalized_box_iou_loss(boxes[cells], truth[i][own][objects], reduction="sum"))
+            total += len(cells)
+        share = 1.0 / max(total, 1)
         class_loss, box_loss = torch.stack(class_losses).sum() * share, torch.stack(box_losses).sum() * share
         loss = class_loss + self.config.box_weight * box_loss
         return {"loss": loss, "class": class_loss.detach(), "box": box_loss.detach()}

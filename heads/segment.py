@@ -118,6 +118,7 @@ class SegmentationHead(Head):
             losses = {**losses, "loss": entropy + self.config.dice * dice, "dice": dice.detach()}
         return losses
 
+    @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         """`Mask` of each image at its original size; the confidence is taken on the cells of the logits."""
         scale = 2**self.config.upsample
