@@ -89,7 +89,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: object) 
     module.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
 
 
-def from_timm(model: nn.Module) -> Encoder:
+def from_timm(model: Any) -> Encoder:
     """Copies the blocks, prefix tokens and norms of a timm `VisionTransformer`.
 
     The positions of class token and registers are added to them here; those of patches belong to the image tokenizer.
@@ -125,7 +125,7 @@ def from_timm(model: nn.Module) -> Encoder:
     return encoder
 
 
-def _check_plain(model: nn.Module) -> nn.Module:
+def _check_plain(model: Any) -> Any:
     """The first block of a ViT whose blocks this encoder can run; says what is foreign otherwise."""
     from timm.models.vision_transformer import Block, VisionTransformer
 

@@ -168,6 +168,7 @@ class Encoder(nn.Module):
     def start_as_identity(self) -> Encoder:
         """Zeroes what each block adds, so that training starts from what the tokenizers know (ReZero's idea)."""
         for block in self.blocks:
+            assert isinstance(block, Block)
             for linear in (block.attn.proj, block.mlp.fc2):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)

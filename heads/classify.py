@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from polysense.core.predictions import Labels, Prediction
-from polysense.core.types import Features
-from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.pool import Pool
+from polysense.heads.base import HEADS, Out
+from polysense.heads.pool import Pool, PooledHead, make_mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +39,8 @@ class ClassificationConfig:
             raise ValueError(f"a classifier needs different class names, at least two; got {list(self.classes)[:10]}")
 
 
-def make_mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
-    """Linear, or one hidden layer with GELU; dropout before each linear."""
-    if not hidden:
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, outputs))
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout),
-                         nn.Linear(hidden, outputs))  # fmt: skip
-
-
 @HEADS.register("classification")
-class ClassificationHead(Head):
+class ClassificationHead(PooledHead):
     """A linear (or one-hidden-layer) classifier on pooled tokens, with a temperature that calibrates confidence.
 
     `temperature` is fitted after training on validation data (Guo et al. 2017, "On Calibration of Modern Neural
@@ -67,11 +58,7 @@ class ClassificationHead(Head):
 
     temperature: Tensor
 
-    def forward(self, features: Features) -> Out:
-        return self.from_pooled(self.pool(features))
-
     def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:
-        """The learned part, for pooled features that were computed before."""
         return {"logits": self.classify(pooled)}
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:

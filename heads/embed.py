@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from polysense.core.predictions import Embedding, Prediction
-from polysense.core.types import Features
-from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.pool import Pool
+from polysense.heads.base import HEADS, Out
+from polysense.heads.pool import Pool, PooledHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class EmbeddingConfig:
 
 
 @HEADS.register("embedding")
-class EmbeddingHead(Head):
+class EmbeddingHead(PooledHead):
     """One vector per input."""
 
     Config = EmbeddingConfig
@@ -39,8 +40,8 @@ class EmbeddingHead(Head):
         super().__init__(config, width)
         self.pool = Pool(width, config.pooling, config.layers)
 
-    def forward(self, features: Features) -> Out:
-        return {"vector": self.pool(features)}
+    def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:
+        return {"vector": pooled}
 
     def decode(self, out: Out, meta: Sequence[Mapping[str, object]]) -> list[Prediction]:
         vectors = out["vector"].float()

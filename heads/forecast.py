@@ -56,9 +56,10 @@ class ForecastHead(Head):
         outputs = config.horizon * (1 + len(config.quantiles))
         flat = config.tokens * config.reduce
         maps = [nn.Linear(flat, config.hidden), nn.Linear(config.hidden, outputs)] if config.hidden else []
-        self.project = nn.Sequential(nn.Dropout(config.dropout), *(maps or [nn.Linear(flat, outputs)]))
-        nn.init.zeros_(self.project[-1].bias)
-        self.project[-1].weight.data *= 0.1  # start near "the last level goes on"
+        maps = maps or [nn.Linear(flat, outputs)]
+        nn.init.zeros_(maps[-1].bias)
+        maps[-1].weight.data *= 0.1  # start near "the last level goes on"
+        self.project = nn.Sequential(nn.Dropout(config.dropout), *maps)
         self.horizon = config.horizon  # may be set lower to answer fewer steps
         self._std = dict(config.variate_scale)
 

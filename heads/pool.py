@@ -1,4 +1,4 @@
-"""Pooling: a sequence of tokens -> one vector.
+"""Pooling: a sequence of tokens -> one vector, and the base of heads that read one.
 
 Shape legend: b sequences, n tokens, d width, f pooled width.
 """
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polysense.core.types import Features, Tokens
+from polysense.heads.base import Head, Out
 
 STATISTICS = ("mean", "max", "std", "last")
 
@@ -66,3 +67,24 @@ class Pool(nn.Module):
                 raise ValueError("pooling 'cls' needs an encoder with a class token; use mean or max")
             parts.append(features.cls)
         return torch.cat([nn.functional.layer_norm(part, part.shape[-1:]) for part in parts], -1)
+
+
+class PooledHead(Head):
+    """A head that reads pooled features; its learned part can run on features computed before."""
+
+    pool: Pool
+
+    def forward(self, features: Features) -> Out:
+        return self.from_pooled(self.pool(features))
+
+    def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:
+        """The learned part: pooled features -> raw outputs."""
+        raise NotImplementedError
+
+
+def make_mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    """Linear, or one hidden layer with GELU; dropout before each linear."""
+    if not hidden:
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, outputs))
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout),
+                         nn.Linear(hidden, outputs))  # fmt: skip

@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polysense.core.predictions import Prediction, Values
-from polysense.core.types import Features
-from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.classify import make_mlp
-from polysense.heads.pool import Pool
+from polysense.heads.base import HEADS, Out
+from polysense.heads.pool import Pool, PooledHead, make_mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class RegressionConfig:
 
 
 @HEADS.register("regression")
-class RegressionHead(Head):
+class RegressionHead(PooledHead):
     """Predicts standardised targets with a squared loss; answers in the targets' own units."""
 
     Config = RegressionConfig
@@ -55,11 +53,7 @@ class RegressionHead(Head):
     mean: Tensor
     std: Tensor
 
-    def forward(self, features: Features) -> Out:
-        return self.from_pooled(self.pool(features))
-
     def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:
-        """The learned part, for pooled features that were computed before."""
         return {"values": self.regress(pooled)}
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:

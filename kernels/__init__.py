@@ -1,0 +1,1 @@
+"""Validated, dispatching operators: `attention` and `points`."""

@@ -21,7 +21,7 @@ from polysense.bundle import download_bundle, find_bundle
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.predictions import Prediction
-from polysense.core.types import Sample
+from polysense.core.types import Features, Sample
 from polysense.heads.base import Head, Out
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.base import Batch, Tokenizer
@@ -60,6 +60,7 @@ class Pipeline(nn.Module):
             )
         self.task, self.tokenizer, self.encoder, self.head = task, tokenizer, encoder.freeze(), head
         self.name, self.metrics, self.about = name or task.name, dict(metrics or {}), dict(about or {})
+        self.pretrained: frozenset[str] = frozenset()  # tokenizer tensors that began with embedded or published weights
 
     @classmethod
     def build(
@@ -86,7 +87,7 @@ class Pipeline(nn.Module):
         trunk = shared_encoder(encoder) if isinstance(encoder, str) else encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            front = _new_tokenizer(what.modality, trunk, dict(tokenizer or {}), sources)
+            front, pretrained = _new_tokenizer(what.modality, trunk, dict(tokenizer or {}), sources)
             head_class = get_head(what.head)
             try:
                 config = head_class.Config(**(head or {}))
@@ -94,7 +95,9 @@ class Pipeline(nn.Module):
                 raise InputError(
                     f"head of {task}", str(error), f"see {head_class.Config.__name__} for the options"
                 ) from error
-            return cls(what, front, trunk, head_class(config, trunk.config.width))
+            pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
+            pipeline.pretrained = frozenset(pretrained)
+            return pipeline
 
     @property
     def modality(self) -> str:
@@ -116,7 +119,11 @@ class Pipeline(nn.Module):
 
     def forward(self, batch: Batch) -> Out:
         """A collated batch (on any device) -> the head's raw output for each of its b sequences."""
-        return self.head(self.encoder(self.tokenizer(to_device(batch, self.device)), layers=self.head.layers))
+        return self.head(self.features(batch))
+
+    def features(self, batch: Batch) -> Features:
+        """A collated batch -> what the head reads of the encoder."""
+        return self.encoder(self.tokenizer(to_device(batch, self.device)), layers=self.head.layers)
 
     def __call__(self, sources: Any, batch_size: int = 16) -> Any:
         """Predicts; or, given a collated batch (a dict), runs `forward`.
@@ -233,22 +240,24 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _new_tokenizer(modality: str, encoder: Encoder, options: dict[str, Any], sources: Sequence[Any]) -> Tokenizer:
-    """A tokenizer for this encoder: timm's own patch embedding, the embedded weights, or seeded ones."""
+def _new_tokenizer(
+    modality: str, encoder: Encoder, options: dict[str, Any], sources: Sequence[Any]
+) -> tuple[Tokenizer, list[str]]:
+    """A tokenizer for this encoder (timm's own patch embedding, embedded weights, or seeded ones), and the names of
+    the tensors that are not random."""
     kind, _, _ = encoder.spec.partition(":")
     if modality == "image" and kind in ("timm", "random") and options.get("form", "vit") == "vit":
         from polysense.tokenizers.image import from_timm
 
-        return from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
+        patches = from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
+        return patches, sorted(patches.state_dict()) if kind == "timm" else []
     cls = get_tokenizer(modality)
     try:
         config = cls.Config(**{"width": encoder.config.width, **options})
     except TypeError as error:
         raise InputError(f"{modality} tokenizer", str(error), f"see {cls.Config.__name__} for the options") from error
     tokenizer = cls(cls.fit_config(config, sources) if sources else config)
-    if kind == "embedded":
-        load_embedded_weights(tokenizer, modality)
-    return tokenizer
+    return tokenizer, load_embedded_weights(tokenizer, modality) if kind == "embedded" else []
 
 
 def load_embedded_weights(tokenizer: Tokenizer, modality: str) -> list[str]:

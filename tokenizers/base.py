@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any, ClassVar, cast
 
 import torch
+from torch import Tensor, nn
+
 from polysense.core.registry import Registry
 from polysense.core.types import Sample, Tokens
-from torch import Tensor, nn
 
 Batch = dict[str, Any]  # tensors by name, plus "meta": list of dicts, one per sample
 TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer")

@@ -1,0 +1,133 @@
+"""`load_dataset(task, path)`: the field's layouts on disk -> labelled items, for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polysense.core.errors import InputError
+from polysense.data.dataset import Dataset, Item, class_folders
+from polysense.tasks import Task
+
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".data", ".txt")
+
+
+def endings(modality: str) -> Sequence[str]:
+    """File endings of a modality whose files stand in class folders."""
+    if modality == "image":
+        from polysense.data.image import IMAGE_ENDINGS
+
+        return IMAGE_ENDINGS
+    if modality == "video":
+        from polysense.data.video import VIDEO_ENDINGS
+
+        return VIDEO_ENDINGS
+    if modality == "audio":
+        from polysense.data.audio import AUDIO_ENDINGS
+
+        return AUDIO_ENDINGS
+    if modality == "point_cloud":
+        from polysense.data.point_cloud import CLOUD_ENDINGS
+
+        return CLOUD_ENDINGS
+    from polysense.data.time_series import SERIES_ENDINGS
+
+    return SERIES_ENDINGS
+
+
+def load_dataset(task: Task, path: str | Path, *, target: str | None = None) -> Dataset:
+    """Reads the labelled inputs of every task but forecasting and tables, which are frames (see `examples`).
+
+    Args:
+        task: Decides which layouts are looked for.
+        path: A folder (class folders; image and mask folders; a detection layout; clouds with per-point labels), a
+            COCO json, a UCR `.ts` file or a folder with `*_TRAIN.ts` and `*_TEST.ts`, or a csv/parquet list whose
+            first column is a path and whose `target` column is the label (several labels joined by `;`).
+        target: Label column of a list.
+
+    Raises:
+        InputError: Nothing usable is there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(path, "there is no such file or folder", "check the path")
+    if task.kind == "detection":
+        from polysense.data.boxes import load_boxes
+
+        return load_boxes(path)
+    if task.kind == "segmentation" and task.modality == "image":
+        from polysense.data.masks import load_masks
+
+        return load_masks(path)
+    if task.kind == "segmentation":
+        return labelled_clouds(path)
+    if task.modality == "time_series" and (path.suffix == ".ts" or list(path.glob("*.ts"))):
+        return ucr_files(path)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return listed_files(path, task, target)
+    if task.kind != "classification":
+        fix = "give a csv or parquet list: first column the file, --target names the column to learn"
+        raise InputError(path, f"{task.name} cannot be learnt from folders", fix)
+    return class_folders(path, endings(task.modality))
+
+
+def ucr_files(path: Path) -> Dataset:
+    """UCR/UEA `.ts` files: `X_TRAIN.ts` and `X_TEST.ts` in a folder, or one file."""
+    from polysense.data.time_series import read_series_all
+
+    files = [path] if path.is_file() else sorted(path.glob("*.ts"))
+    items = []
+    for file in files:
+        name = file.stem.upper()
+        split = next((part.lower() for part in ("TRAIN", "TEST", "VAL") if name.endswith(part)), "")
+        for frame in read_series_all(file):
+            if frame.label is None:
+                raise InputError(file, "its series have no class labels", "give a .ts file with @classLabel true")
+            items.append(Item(frame, frame.label, split))
+    return Dataset(items, sorted({item.target for item in items}))
+
+
+def listed_files(path: Path, task: Task, target: str | None) -> Dataset:
+    """A table of files: the first column (or `path`/`file`) names them, relative to the table; `split` is optional."""
+    from polysense.data.table import read_table, require_columns
+
+    table = read_table(path)
+    column = next((name for name in ("path", "file", "filename", "source") if name in table.columns), table.columns[0])
+    if target is None:
+        raise InputError(path, "the column to learn is not named", "name it with --target")
+    names = [name.strip() for name in target.split(",")]
+    require_columns(table, [column, *names], path)
+    items = []
+    for row in table.to_dict("records"):
+        split = str(row.get("split") or "")
+        value: Any = str(row[names[0]])
+        if task.kind == "regression":
+            value = {name: float(row[name]) for name in names}
+        elif task.kind == "multilabel":
+            value = [part.strip() for part in value.split(";") if part.strip()]
+        items.append(Item(path.parent / str(row[column]), value, split))
+    labels = [label for item in items for label in (item.target if isinstance(item.target, list) else [item.target])]
+    classes = sorted(set(labels)) if task.kind != "regression" else names
+    return Dataset(items, classes)
+
+
+def labelled_clouds(path: Path) -> Dataset:
+    """npz files with `xyz` (n, 3) and integer `labels` (n,), in `train/`, `val/`, `test/` or one folder."""
+    from polysense.data.dataset import SPLITS, list_files
+
+    items = []
+    for file in list_files(path, (".npz",)):
+        split = SPLITS.get(file.parent.name.lower(), "")
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                labels = arrays["labels"].astype(np.int64)
+        except (KeyError, OSError, ValueError) as error:
+            raise InputError(file, "it has no array `labels`", "save arrays xyz (n, 3) and labels (n,)") from error
+        items.append(Item(file, labels, split))
+    if not items:
+        raise InputError(path, "no .npz cloud was found", "save each cloud as npz with arrays xyz and labels")
+    count = 1 + max(int(item.target.max()) for item in items)
+    return Dataset(items, [f"class_{i}" for i in range(count)])

@@ -1,0 +1,168 @@
+"""Examples: what training and evaluation iterate over, decoded lazily or at once, whatever the modality.
+
+An example is one input with its target; it may be several sequences (windows of a recording, variates of a series).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from polysense.core.types import Sample
+from polysense.data.dataset import Item
+from polysense.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polysense.data.time_series import SeriesFrame
+    from polysense.tokenizers.time_series import TimeSeriesTokenizer
+
+CACHE_BYTES = 4 * 2**30  # decoded samples kept in memory, at most
+
+
+class Examples(Protocol):
+    """Indexable examples."""
+
+    def __len__(self) -> int: ...
+
+    def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        """Sequences to learn from, with targets; random choices (window, augmentation) come from `rng`."""
+
+    def whole(self, i: int) -> tuple[list[Sample], Any]:
+        """All sequences of the example, unaltered, and its target."""
+
+
+class FileExamples:
+    """Items read by the tokenizer; decoded samples stay in memory while they fit."""
+
+    def __init__(self, items: Sequence[Item], tokenizer: Tokenizer, modality: str, augment: bool = False) -> None:
+        self.items, self.tokenizer, self.modality, self.augment = list(items), tokenizer, modality, augment
+        self._cache: dict[int, list[Sample]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        item = self.items[i]
+        if not self.augment:
+            parts = self._parts(i)
+            return [(parts[int(rng.integers(len(parts)))], item.target)]
+        from polysense.training.augment import augment
+
+        value, target = augment(self.modality, decode(self.modality, item.source), item.target, rng)
+        sample = replace(self.tokenizer.read(value), source=str(item.source))
+        parts = self.tokenizer.split(sample)
+        return [(parts[int(rng.integers(len(parts)))], target)]
+
+    def whole(self, i: int) -> tuple[list[Sample], Any]:
+        return self._parts(i), self.items[i].target
+
+    def _parts(self, i: int) -> list[Sample]:
+        if i in self._cache:
+            return self._cache[i]
+        parts = self.tokenizer.split(self.tokenizer.read(self.items[i].source))
+        size = sum(value.nbytes for part in parts for value in part.data.values())
+        if self._bytes + size <= CACHE_BYTES:
+            self._cache[i] = parts
+            self._bytes += size
+        return parts
+
+
+def decode(modality: str, source: Any) -> Any:
+    """The in-memory form of an input that `augment` varies and that the tokenizer reads again."""
+    if modality == "image":
+        from polysense.data.image import read_image
+
+        return read_image(source)
+    if modality == "audio":
+        from polysense.data.audio import read_audio
+
+        recording = read_audio(source)
+        return recording.wave, recording.rate
+    if modality == "point_cloud":
+        from polysense.data.point_cloud import read_cloud
+
+        return read_cloud(source).xyz
+    if modality == "time_series":
+        from polysense.data.time_series import read_series
+
+        return read_series(source).values
+    return source
+
+
+class TableExamples:
+    """Rows of a table, encoded at once; the target is a column (or several)."""
+
+    def __init__(self, frame: pd.DataFrame, targets: Sequence[Any], tokenizer: Tokenizer) -> None:
+        self.samples = list(tokenizer.read_all(frame))
+        self.targets = list(targets)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        return [(self.samples[i], self.targets[i])]
+
+    def whole(self, i: int) -> tuple[list[Sample], Any]:
+        return [self.samples[i]], self.targets[i]
+
+
+class WindowExamples:
+    """Windows of series: the history before `end` is the input, the `horizon` steps from there the target.
+
+    Args:
+        frames: Series to cut windows from.
+        ends: For each frame the rows at which windows end.
+        tokenizer: Gives the sample of a window.
+        horizon: Steps to forecast.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[SeriesFrame],
+        ends: Sequence[Sequence[int]],
+        tokenizer: TimeSeriesTokenizer,
+        horizon: int,
+    ) -> None:
+        self.frames, self.tokenizer, self.horizon = list(frames), tokenizer, horizon
+        self.places = [(f, int(end)) for f, rows in enumerate(ends) for end in rows]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        parts, target = self.whole(i)
+        return [(part, target[:, c]) for c, part in enumerate(parts)]
+
+    def whole(self, i: int) -> tuple[list[Sample], Any]:
+        f, end = self.places[i]
+        frame = self.frames[f]
+        return self.tokenizer.split(self.tokenizer.window_sample(frame, end)), frame.values[end : end + self.horizon]
+
+
+class Subset:
+    """Some of the examples, by index."""
+
+    def __init__(self, examples: Examples, indices: Sequence[int]) -> None:
+        self.parent, self.indices = examples, list(indices)
+
+    @classmethod
+    def even(cls, examples: Examples, most: int) -> Examples:
+        """All examples, or `most` of them spread evenly."""
+        if len(examples) <= most:
+            return examples
+        return cls(examples, np.linspace(0, len(examples) - 1, most).round().astype(int).tolist())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        return self.parent.train(self.indices[i], rng)
+
+    def whole(self, i: int) -> tuple[list[Sample], Any]:
+        return self.parent.whole(self.indices[i])

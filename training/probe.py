@@ -1,0 +1,125 @@
+"""The first phase of a fit: the head's linear part on features of the frozen tokenizer and encoder, computed once.
+
+Linear probing before joint training keeps pretrained features from being distorted by a random head (Kumar et al.
+2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+
+Shape legend: r rows, f pooled width, c outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polysense.core.types import Sample
+from polysense.heads.base import Head, Out
+from polysense.heads.pool import PooledHead
+from polysense.pipeline import Pipeline
+from polysense.training.examples import Examples
+
+STRENGTHS = (3e-3, 3e-2, 0.3, 3.0)  # inverse regularisation of the logistic probe, as scikit-learn's C
+
+
+def can_probe(head: Head) -> TypeGuard[PooledHead]:
+    """Whether the head is a linear map of pooled features."""
+    return isinstance(head, PooledHead) and not getattr(head.config, "hidden", 1)
+
+
+@torch.inference_mode()
+def pooled_features(pipeline: Pipeline, examples: Examples, batch_size: int) -> tuple[Float[Tensor, "r f"], Out]:
+    """Pooled features of every sequence of the examples, and their collated targets."""
+    head = pipeline.head
+    assert isinstance(head, PooledHead)
+    pipeline.eval()
+    pooled, targets = [], []
+    waiting: list[tuple[Sample, Any]] = []
+    for i in range(len(examples)):
+        samples, target = examples.whole(i)
+        waiting += [(sample, target) for sample in samples]
+        if len(waiting) >= batch_size or i == len(examples) - 1:
+            for start in range(0, len(waiting), batch_size):
+                part = waiting[start : start + batch_size]
+                batch = pipeline.tokenizer.collate([sample for sample, _ in part])
+                features = pipeline.features(batch)
+                pooled.append(head.pool(features).float().cpu())
+                targets.append(head.targets([target for _, target in part], batch["meta"]))
+            waiting = []
+    return torch.cat(pooled), {name: torch.cat([target[name] for target in targets]) for name in targets[0]}
+
+
+def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -> None:
+    """Fits the head's linear layer on frozen features and keeps the regularisation of least validation loss."""
+    x, y = pooled_features(pipeline, train, batch_size)
+    x_val, y_val = pooled_features(pipeline, val, batch_size)
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-4)
+    head = pipeline.head
+    assert isinstance(head, PooledHead)
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    best, kept = float("inf"), None
+    for weight, bias in _solutions((x - mean) / std, y, pipeline):
+        folded = weight / std  # the standardisation moves into the layer
+        _set(linear, folded, bias - folded @ mean)
+        with torch.inference_mode():
+            out = head.from_pooled(x_val.to(pipeline.device))
+            loss = float(head.loss(out, {k: v.to(pipeline.device) for k, v in y_val.items()})["loss"])
+        if loss < best:
+            best, kept = loss, (folded, bias - folded @ mean)
+    if kept is not None:
+        _set(linear, *kept)
+
+
+def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    linear.weight.data.copy_(weight)
+    linear.bias.data.copy_(bias)
+
+
+def _solutions(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[tuple[Tensor, Tensor]]:
+    """(weight (c, f), bias (c,)) for each strength of regularisation."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    kind = pipeline.task.kind
+    features = x.numpy()
+    if kind == "regression":
+        models = [Ridge(1 / strength * 10).fit(features, y["values"].numpy()) for strength in STRENGTHS]
+        return [(_tensor(np.atleast_2d(m.coef_)), _tensor(np.atleast_1d(m.intercept_))) for m in models]
+    labels = y["labels"].numpy()
+    count = len(pipeline.head.config.classes)
+    solutions = []
+    for strength in STRENGTHS:
+        if kind == "multilabel":
+            rows = [_binary(features, labels[:, i], strength) for i in range(count)]
+            solutions.append((_tensor(np.stack([row[0] for row in rows])), _tensor(np.array([row[1] for row in rows]))))
+            continue
+        model = LogisticRegression(C=strength / np.sqrt(features.shape[1]), max_iter=200).fit(features, labels)
+        weight, bias = _all_classes(model, count)
+        solutions.append((_tensor(weight), _tensor(bias)))
+    return solutions
+
+
+def _all_classes(model: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for every class, also those absent from training; two classes are one row in scikit-learn."""
+    coef, intercept = model.coef_, model.intercept_
+    if len(model.classes_) == 2:
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    weight = np.zeros((count, coef.shape[1]))
+    bias = np.full(count, intercept.min() - 5.0)  # an absent class is improbable
+    weight[model.classes_], bias[model.classes_] = coef, intercept
+    return weight, bias
+
+
+def _binary(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    if labels.min() == labels.max():  # never or always there
+        return np.zeros(features.shape[1]), 5.0 if labels[0] else -5.0
+    model = LogisticRegression(C=strength / np.sqrt(features.shape[1]), max_iter=200).fit(features, labels)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

@@ -1,0 +1,282 @@
+"""Opened training data: one interface over labelled files, tables and series to forecast.
+
+`Sources` knows its parts (train, val, test), what a head and a tokenizer must be told, and gives `Examples`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from polysense.core.errors import InputError
+from polysense.data.dataset import Dataset, Item
+from polysense.tasks import Task
+from polysense.tokenizers.base import Tokenizer
+from polysense.training.data import load_dataset
+from polysense.training.examples import Examples, FileExamples, TableExamples, WindowExamples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polysense.data.time_series import SeriesFrame
+
+
+class Sources(Protocol):
+    """Training data of any kind."""
+
+    def splits(self) -> list[str]:
+        """Parts that the data have; [""] where they have none."""
+
+    def with_validation(self, share: float, seed: int) -> Sources:
+        """The same data with a "train" and a "val" part."""
+
+    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> Examples: ...
+
+    def head_options(self) -> dict[str, Any]:
+        """What a head must be told (classes, names …)."""
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        """What a tokenizer must be told."""
+
+    def tokenizer_sources(self) -> list[Any]:
+        """Training sources from which a tokenizer may complete its configuration."""
+
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `open_sources` that read other data in the same way."""
+
+
+def open_sources(
+    task: Task,
+    path: str | Path,
+    *,
+    target: str | None = None,
+    time: str | None = None,
+    horizon: int = 96,
+    context: int = 96,
+    borders: Sequence[float] = (0.7, 0.1, 0.2),
+) -> Sources:
+    """Opens training data.
+
+    Args:
+        task: Decides how they are read.
+        path: See `load_dataset`; a table for tabular tasks; a series file for forecasting.
+        target: Column to learn: by name, or by number (-1: the last) where there is no header.
+        time: Time column of a series.
+        horizon: Steps to forecast.
+        context: Steps of history to read.
+        borders: Parts of a series in time: train, val, test as shares (up to 1) or as numbers of rows.
+    """
+    if task.kind == "forecasting":
+        return SeriesSources.open(path, target, time, horizon, context, borders)
+    if task.modality == "tabular":
+        return TableSources.open(path, target, task)
+    return FileSources(load_dataset(task, path, target=target), task, target)
+
+
+@dataclass(frozen=True)
+class FileSources:
+    """Labelled files (or in-memory series)."""
+
+    dataset: Dataset
+    task: Task
+    target: str | None = None
+
+    def splits(self) -> list[str]:
+        return sorted({item.split for item in self.dataset.items})
+
+    def with_validation(self, share: float, seed: int) -> FileSources:
+        return FileSources(self.dataset.with_validation(share, seed), self.task, self.target)
+
+    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> FileExamples:
+        return FileExamples(self.dataset.part(split), tokenizer, self.task.modality, augment)
+
+    def head_options(self) -> dict[str, Any]:
+        if self.task.kind == "regression":
+            values = np.array([[item.target[name] for name in self.dataset.classes] for item in self._train()])
+            return regression_options(self.dataset.classes, values)
+        options: dict[str, Any] = {"classes": tuple(self.dataset.classes)}
+        if self.task.kind == "multilabel":
+            options["multi_label"] = True
+        return options
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        # Series to classify are read whole: all variates in one sequence, with their level.
+        if self.task.modality != "time_series":
+            return {}
+        frames = [item.source for item in self._train()]
+        lengths = [len(frame.values) if hasattr(frame, "values") else 512 for frame in frames]
+        longest = max(lengths, default=512)
+        patch = int(np.clip(2 ** round(math.log2(max(longest, 16) / 12)), 2, 16))
+        return {"channels": -1, "levels": True, "context": max(longest, 16), "patch": patch, "stride": patch // 2}
+
+    def tokenizer_sources(self) -> list[Any]:
+        return [item.source for item in self._train()]
+
+    def data_options(self) -> dict[str, Any]:
+        return {"target": self.target} if self.target else {}
+
+    def _train(self) -> list[Item]:
+        return [item for item in self.dataset.items if item.split in ("train", "")]
+
+
+@dataclass(frozen=True)
+class TableSources:
+    """Rows of a table with one or more columns to learn."""
+
+    frame: pd.DataFrame
+    names: tuple[str, ...]  # target columns
+    task: Task
+    parts: np.ndarray = field(default_factory=lambda: np.array([]))  # "train" or "val" a row; empty: no parts
+
+    @classmethod
+    def open(cls, path: str | Path, target: str | None, task: Task) -> TableSources:
+        from polysense.data.table import read_table, require_columns
+
+        if target is None:
+            raise InputError(path, "the column to learn is not named", "name it with --target (or -1 for the last one)")
+        frame = read_table(path)
+        if target.lstrip("-").isdigit() and target not in frame.columns:
+            if not -frame.shape[1] <= int(target) < frame.shape[1]:
+                raise InputError(path, f"it has no column number {target}", f"it has {frame.shape[1]} columns")
+            names: tuple[str, ...] = (str(frame.columns[int(target)]),)
+        else:
+            names = tuple(name.strip() for name in target.split(","))
+        require_columns(frame, names, path)
+        known = frame[list(names)].notna().all(axis=1)
+        if not known.any():
+            raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
+        return cls(frame[known].reset_index(drop=True), names, task)
+
+    def splits(self) -> list[str]:
+        return sorted(set(self.parts.tolist())) or [""]
+
+    def with_validation(self, share: float, seed: int) -> TableSources:
+        items = [Item(i, str(label) if self._classes() else None) for i, label in enumerate(self.frame[self.names[0]])]
+        parts = np.array([item.split for item in Dataset(items).with_validation(share, seed).items])
+        return TableSources(self.frame, self.names, self.task, parts)
+
+    def _classes(self) -> bool:
+        return self.task.kind in ("classification", "multilabel")
+
+    def _rows(self, split: str) -> pd.DataFrame:
+        return self.frame if not split else self.frame[self.parts == split].reset_index(drop=True)
+
+    def _targets(self, frame: pd.DataFrame) -> list[Any]:
+        if self.task.kind == "multilabel":
+            return [[p.strip() for p in str(value).split(";") if p.strip()] for value in frame[self.names[0]]]
+        if self.task.kind == "classification":
+            return [str(value) for value in frame[self.names[0]]]
+        return cast(list[Any], frame[list(self.names)].astype(float).to_dict("records"))
+
+    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> TableExamples:
+        frame = self._rows(split)
+        return TableExamples(frame.drop(columns=list(self.names)), self._targets(frame), tokenizer)
+
+    def head_options(self) -> dict[str, Any]:
+        frame = self._rows("train" if len(self.parts) else "")
+        if self.task.kind == "regression":
+            return regression_options(self.names, frame[list(self.names)].to_numpy(np.float64))
+        targets = self._targets(self.frame)
+        names = {name for t in targets for name in ([t] if isinstance(t, str) else t)}
+        return {"classes": tuple(sorted(names)), "multi_label": self.task.kind == "multilabel"}
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        return {}
+
+    def tokenizer_sources(self) -> list[Any]:
+        return [self._rows("train" if len(self.parts) else "").drop(columns=list(self.names))]
+
+    def data_options(self) -> dict[str, Any]:
+        return {"target": ",".join(self.names)}
+
+
+@dataclass(frozen=True)
+class SeriesSources:
+    """Series to forecast, cut into parts by time; each part's windows may look back into the one before."""
+
+    frames: list[SeriesFrame]
+    horizon: int
+    context: int
+    borders: tuple[float, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        target: str | None,
+        time: str | None,
+        horizon: int,
+        context: int,
+        borders: Sequence[float],
+    ) -> SeriesSources:
+        from polysense.data.time_series import SERIES_ENDINGS, read_series_all
+
+        columns = None if target is None else [name.strip() for name in target.split(",")]
+        files = [Path(path)]
+        if Path(path).is_dir():
+            from polysense.data.dataset import list_files
+
+            files = list_files(Path(path), SERIES_ENDINGS)
+        frames = [frame for file in files for frame in read_series_all(file, time=time, columns=columns)]
+        options = {"target": target, "time": time, "horizon": horizon, "context": context, "borders": list(borders)}
+        return cls(frames, horizon, context, tuple(borders), {k: v for k, v in options.items() if v is not None})
+
+    def splits(self) -> list[str]:
+        return ["test", "train", "val"]
+
+    def with_validation(self, share: float, seed: int) -> SeriesSources:
+        return self
+
+    def _ends(self, frame: SeriesFrame, split: str) -> range:
+        """Rows at which windows of a part end: their whole horizon lies in the part."""
+        length = len(frame.values)
+        sizes = [round(b * length) if b <= 1 else int(b) for b in self.borders]
+        first = {"train": 0, "val": sizes[0], "test": sizes[0] + sizes[1]}[split]
+        last = min(first + sizes[("train", "val", "test").index(split)], length)
+        if split == "train":
+            first = min(self.context, max(last - self.horizon, 1))
+        return range(max(first, 1), last - self.horizon + 1)
+
+    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> WindowExamples:
+        ends = [self._ends(frame, split) for frame in self.frames]
+        if not any(len(rows) for rows in ends):
+            longest = max(len(frame.values) for frame in self.frames)
+            raise InputError(self.frames[0].source, f"no window of {self.horizon} steps fits into its {split} part",
+                             f"ask for a shorter horizon; the longest series has {longest} rows")  # fmt: skip
+        return WindowExamples(self.frames, ends, cast(Any, tokenizer), self.horizon)
+
+    def head_options(self) -> dict[str, Any]:
+        """Horizon, and each variate's deviation in the train part (of the first series that has the name)."""
+        scales: dict[str, float] = {}
+        for frame in self.frames:
+            length = len(frame.values)
+            size = round(self.borders[0] * length) if self.borders[0] <= 1 else int(self.borders[0])
+            with np.errstate(invalid="ignore"):
+                std = np.nanstd(frame.values[:size], axis=0)
+            for name, value in zip(frame.names, std.tolist(), strict=True):
+                scales.setdefault(name, value)
+        known = tuple((name, value) for name, value in scales.items() if value > 0) if len(self.frames) == 1 else ()
+        return {"horizon": self.horizon, "variate_scale": known}
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        patch = int(np.clip(2 ** round(math.log2(max(self.context, 8) / 6)), 2, 16))
+        return {"context": self.context, "fixed_context": True, "patch": patch, "stride": max(patch // 2, 1),
+                "center": "last", "time": self.options.get("time")}  # fmt: skip
+
+    def tokenizer_sources(self) -> list[Any]:
+        return list(self.frames)
+
+    def data_options(self) -> dict[str, Any]:
+        return self.options
+
+
+def regression_options(names: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+    std = values.std(0)
+    return {"names": tuple(names), "mean": tuple(values.mean(0).tolist()),
+            "std": tuple(np.where(std > 0, std, 1.0).tolist())}  # fmt: skip
