@@ -141,7 +141,7 @@ def _from_open3d(source: Any, name: str) -> Cloud | Mesh:
         source = source.to_legacy()
     if hasattr(source, "triangles"):
         return Mesh(np.array(source.vertices), np.array(source.triangles))
-    if not hasattr(source, "points"):
+    if not (hasattr(source, "points") and hasattr(source, "colors") and hasattr(source, "normals")):
         raise InputError(name, f"an open3d {type(source).__name__} is no point cloud", "give a PointCloud")
     columns = {key: np.asarray(getattr(source, key)) for key in ("colors", "normals")}
     return Cloud(np.array(source.points), _open3d_features({k: v for k, v in columns.items() if len(v)}, name))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import struct
 import tempfile
 import zipfile
 from pathlib import Path
@@ -33,6 +34,7 @@ from polysense.data.point_cloud_text import decode_text, read_numbers
 AGAIN = "copy or export it again"
 READABLE = "give a ply, pcd, xyz, pts, txt, off, obj, stl, las, laz, npy, npz or KITTI bin file"
 Decoded = np.ndarray | Mesh | tuple[np.ndarray, dict[str, np.ndarray]]
+Element = tuple[str, int, list[tuple[str, str]]]  # of a ply header: name, count, (property, type)
 PLY_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
              "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
              "float32": "f4", "float64": "f8"}  # fmt: skip
@@ -99,7 +101,7 @@ def decode_ply(data: bytes, name: str) -> Decoded:
     if end is None:
         raise InputError(name, "the PLY header has no end", AGAIN)
     form, offset, skip = "", end.end(), 0
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []  # name, count, (property, type)
+    elements: list[Element] = []
     try:
         for words in (line.split() for line in data[: end.start()].decode("latin-1").splitlines()):
             if words[:1] == ["format"]:
@@ -107,13 +109,14 @@ def decode_ply(data: bytes, name: str) -> Decoded:
             elif words[:1] == ["element"]:
                 elements.append((words[1], int(words[2]), []))
             elif words[:1] == ["property"]:
-                elements[-1][2].append((words[-1], "list" if words[1] == "list" else PLY_TYPES[words[1]]))
+                kinds = [PLY_TYPES[word] for word in words[1:-1] if word != "list"]
+                elements[-1][2].append((words[-1], " ".join(kinds)))  # two of them for a list: length and entries
     except (IndexError, KeyError, ValueError) as error:
         raise InputError(name, "the PLY header is damaged", AGAIN) from error
     order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(form, "")
     for element, count, properties in elements:
-        lists = any(kind == "list" for _, kind in properties)
-        dtype = np.dtype([(key, order + kind) for key, kind in properties if kind != "list"])
+        lists = any(" " in kind for _, kind in properties)
+        dtype = np.dtype([(key, order + kind) for key, kind in properties if " " not in kind])
         if element != "vertex":
             if lists and order:
                 break  # its size is unknown before it is read
@@ -128,9 +131,36 @@ def decode_ply(data: bytes, name: str) -> Decoded:
             values = read_numbers(data[offset:], name, skip=skip, rows=count)
             columns = {key: values[:, i] for i, (key, _) in enumerate(properties[: values.shape[1]])}
         if any(other == "face" and faces > 0 for other, faces, _ in elements):
-            return decode_with_open3d(data, ".ply", name)
+            return _read_faces(data, offset + count * dtype.itemsize if order else offset, elements, bool(order), name)
         return _features(columns, name)
     raise InputError(name, "the PLY file has no vertices that can be read", AGAIN)
+
+
+def _read_faces(data: bytes, offset: int, elements: list[Element], binary: bool, name: str) -> Mesh:
+    """A mesh by open3d, which says nothing to us where faces are missing: the bytes are counted before and after."""
+
+    def require(triangles_per_face: float) -> None:
+        need = sum(_face_bytes(e, triangles_per_face) for e in elements if e[0] == "face")
+        if binary and len(data) - offset < need:
+            raise InputError(name, "the file is truncated: faces are missing", AGAIN)
+
+    require(1)
+    if not binary:
+        lines = sum(1 for line in data[offset:].splitlines() if line.strip())
+        if lines < sum(count for _, count, _ in elements):
+            raise InputError(name, "the file is truncated: faces are missing", AGAIN)
+    mesh = decode_with_open3d(data, ".ply", name)
+    require(len(mesh.triangles) / next(count for element, count, _ in elements if element == "face"))
+    return mesh
+
+
+def _face_bytes(element: Element, triangles_per_face: float) -> float:
+    """What faces take: a polygon of n corners is n - 2 triangles."""
+    _, count, properties = element
+    kinds = [kind.split() for _, kind in properties]
+    fixed = sum(np.dtype(kind[0]).itemsize for kind in kinds)  # numbers, and the lengths of lists
+    corner = next((np.dtype(kind[1]).itemsize for kind in kinds if len(kind) == 2), 0)
+    return count * (fixed + corner * (triangles_per_face + 2))
 
 
 def decode_pcd(data: bytes, name: str) -> Decoded:
@@ -195,6 +225,10 @@ def decode_las(data: bytes, name: str) -> Decoded:
     """las and laz: coordinates with the file's own offset and scale applied."""
     import laspy
 
+    # laspy walks through as many records as a damaged header promises, up to four thousand millions.
+    size, start, records = struct.unpack("<HII", data[94:104].ljust(10, b"\0"))
+    if not 227 <= size <= start <= len(data) or size + 54 * records > start:
+        raise InputError(name, "the LAS header is truncated or damaged", AGAIN)
     try:
         cloud = laspy.read(io.BytesIO(data))
         xyz = np.asarray(cloud.xyz, np.float64)
