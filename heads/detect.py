@@ -27,7 +27,7 @@ from polysense.core.types import Features
 from polysense.data.dataset import BoxTarget
 from polysense.heads.assign import task_aligned
 from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.grid import GridNeck, MaskedBlock, Upsample, sample_grid
+from polysense.heads.grid import GridNeck, MaskedBlock, Upsample, sample_grid, sample_window
 
 PRIOR = 0.01  # score of every cell before training, so that background does not drown the first steps
 
@@ -122,10 +122,13 @@ class DetectionHead(Head):
             if unknown:
                 source, problem = m.get("source", "<memory>"), f"a box is labelled {unknown[0]!r}, which is no class"
                 raise InputError(source, problem, f"choose from: {', '.join(self.config.classes)}")
-            if count := len(target.labels):
-                xyxy = torch.as_tensor(np.asarray(target.xyxy, np.float32)).view(count, 4)
-                boxes[i, :count] = xyxy / _cell_size(m)
-                classes[i, :count] = torch.tensor([numbers[name] for name in target.labels])
+            (begin, size), (rows, cols) = _cells(m), sample_grid(m)
+            xyxy = torch.from_numpy(np.array(target.xyxy, np.float32).reshape(-1, 4))
+            own = clip_boxes_to_image((xyxy - begin) / size, (rows, cols))
+            seen = (own[:, 2:] - own[:, :2]).amin(1) > 0  # a tokenizer that crops does not see all of them
+            count = int(seen.sum())
+            boxes[i, :count] = own[seen]
+            classes[i, :count] = torch.tensor([numbers[name] for name in target.labels], dtype=torch.int64)[seen]
         return {"boxes": boxes, "labels": classes}
 
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
@@ -164,7 +167,8 @@ class DetectionHead(Head):
         best, flat = scores.flatten().topk(min(10 * self.config.max_boxes, scores.numel()))
         kept = best > self.threshold
         best, cell, label = best[kept], flat[kept] // scores.shape[1], flat[kept] % scores.shape[1]
-        boxes = clip_boxes_to_image(out["boxes"][cell] * _cell_size(meta).to(scores.device), size)
+        begin, cell_size = (t.to(scores.device) for t in _cells(meta))
+        boxes = clip_boxes_to_image(out["boxes"][cell] * cell_size + begin, size)
         solid = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0  # clipping leaves nothing of a box outside the image
         boxes, best, label = boxes[solid], best[solid], label[solid]
         kept_boxes = batched_nms(boxes, best, label, self.config.nms_iou)[: self.config.max_boxes]
@@ -181,7 +185,8 @@ def quality_focal(
     return entropy * (wanted - logits.sigmoid()).abs() ** beta
 
 
-def _cell_size(meta: Mapping[str, Any]) -> Float[Tensor, " 4"]:
-    """Original pixels of one token cell: x, y, x, y. The token grid covers the whole image."""
-    (height, width), (rows, cols) = meta["size"], sample_grid(meta)
-    return torch.tensor([width / cols, height / rows] * 2, dtype=torch.float32)
+def _cells(meta: Mapping[str, Any]) -> tuple[Float[Tensor, " 4"], Float[Tensor, " 4"]]:
+    """Original pixels (x, y, x, y) where the token grid begins, and of one of its cells."""
+    (left, top, right, bottom), (rows, cols) = sample_window(meta), sample_grid(meta)
+    begin, size = [left, top] * 2, [(right - left) / cols, (bottom - top) / rows] * 2
+    return torch.tensor(begin, dtype=torch.float32), torch.tensor(size, dtype=torch.float32)

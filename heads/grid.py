@@ -40,9 +40,16 @@ def upsample_mask(mask: Bool[Tensor, "b 1 h w"]) -> Bool[Tensor, "b 1 2*h 2*w"]:
 
 
 def sample_grid(meta: Mapping[str, Any]) -> tuple[int, int]:
-    """Token rows and columns of one sample, which cover its whole image."""
+    """Token rows and columns of one sample."""
     rows, cols = meta["grid"]
     return int(rows), int(cols)
+
+
+def sample_window(meta: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what the token grid covers, in original pixels: the whole image, or a crop of it."""
+    height, width = meta["size"]
+    left, top, right, bottom = meta.get("window", (0.0, 0.0, width, height))
+    return float(left), float(top), float(right), float(bottom)
 
 
 class ChannelNorm(nn.LayerNorm):

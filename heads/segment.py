@@ -21,7 +21,7 @@ from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.grid import GridNeck, Upsample, sample_grid
+from polysense.heads.grid import GridNeck, Upsample, sample_grid, sample_window
 
 STRIP = 4_000_000  # numbers that decoding holds at once: 16 MB
 NEVER = -1e4  # logit of a class that is never answered; finite, so that half precision and gradients stay sound
@@ -85,9 +85,10 @@ class SegmentationHead(Head):
         out = torch.full((len(labels), height, width), IGNORE, dtype=torch.int64)
         for row, label, m, (rows, cols) in zip(out, labels, meta, grids, strict=True):
             mask = self._checked(read_mask(label), m)
-            # Nearest at the centre of each cell.
-            ys = ((np.arange(rows * scale) + 0.5) * mask.shape[0] / (rows * scale)).astype(int)
-            xs = ((np.arange(cols * scale) + 0.5) * mask.shape[1] / (cols * scale)).astype(int)
+            left, top, right, bottom = sample_window(m)
+            shrink = mask.shape[0] / m["size"][0]  # a mask may be a smaller copy
+            ys = _centres(top * shrink, bottom * shrink, rows * scale, mask.shape[0])
+            xs = _centres(left * shrink, right * shrink, cols * scale, mask.shape[1])
             row[: rows * scale, : cols * scale] = torch.from_numpy(mask[ys[:, None], xs].astype(np.int64))
         return {"mask": out}
 
@@ -127,9 +128,18 @@ class SegmentationHead(Head):
             rows, cols = sample_grid(m)
             own = logits[:, : rows * scale, : cols * scale]
             confidence = float(own.softmax(0).amax(0).mean())
-            index = upsampled_argmax(own, tuple(m["size"]))
+            height, width = m["size"]
+            left, top, right, bottom = (round(side) for side in sample_window(m))
+            index = upsampled_argmax(own, (bottom - top, right - left))
+            # What a cropping tokenizer did not see continues what it saw at the border.
+            index = np.pad(index, ((top, height - bottom), (left, width - right)), mode="edge")
             answers.append(Mask(index, self.config.classes, confidence, m.get("source", "<memory>")))
         return answers
+
+
+def _centres(begin: float, end: float, count: int, size: int) -> Int[np.ndarray, " count"]:
+    """The pixel at the centre of each of `count` cells between `begin` and `end`, of an axis of `size` pixels."""
+    return (begin + (np.arange(count) + 0.5) * (end - begin) / count).astype(int).clip(0, size - 1)
 
 
 def dice_loss(logits: Float[Tensor, "b k h w"], mask: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:

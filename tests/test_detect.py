@@ -123,6 +123,20 @@ def test_targets_are_in_token_cells():
     assert target["labels"].tolist() == [[1], [-1]]
 
 
+def test_cropped_images_are_seen_and_answered_through_their_window(trained):
+    """The same tokens as a crop of a larger image: the same boxes, moved and scaled."""
+    crop = {"size": (500, 600), "grid": GRIDS[0], "window": (100.0, 200.0, 100 + 2 * 204.0, 200 + 2 * 120.0)}
+    with torch.no_grad():
+        out = trained(features(GRIDS[:1]))
+        plain, moved = trained.decode(out, META[:1])[0], trained.decode(out, [crop])[0]
+    np.testing.assert_allclose(moved.xyxy, plain.xyxy * 2 + [100, 200, 100, 200], atol=1e-2)
+    outside = BoxTarget([(0, 0, 50, 50), *(moved.xyxy.tolist())], ["a", *moved.labels])
+    target = trained.targets([outside], [crop])
+    assert target["labels"].tolist() == [[trained.config.classes.index(n) for n in moved.labels] + [-1]]
+    again = trained.targets([BoxTarget(plain.xyxy, plain.labels)], META[:1])["boxes"]
+    torch.testing.assert_close(target["boxes"][:, :-1], again, atol=1e-3, rtol=0)
+
+
 def test_threshold_and_most_boxes():
     model = head(max_boxes=5)
     out = model(features())

@@ -134,6 +134,17 @@ def test_targets_sample_the_centres_of_the_cells(form, tmp_path):
     assert target[0].tolist() == (np.arange(12).reshape(3, 4) % 3).tolist()
 
 
+def test_cropped_images_are_seen_and_answered_through_their_window():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:30], mask[10:30, 30:40] = 1, 2
+    meta = {"size": (40, 60), "grid": (2, 2), "window": (20.0, 10.0, 40.0, 30.0)}
+    model = head(upsample=0)
+    assert model.targets([mask], [meta])["mask"].tolist() == [[[1, 2], [1, 2]]]
+    out = {"logits": F.one_hot(torch.tensor([[[1, 2], [1, 2]]]), 3).movedim(-1, 1).float()}
+    index = model.decode(out, [meta])[0].index
+    assert index.shape == (40, 60) and (index[:, :30] == 1).all() and (index[:, 30:] == 2).all()
+
+
 def test_wrong_masks_are_input_errors():
     with pytest.raises(InputError, match="holds the index 7"):
         head().targets([np.full(META[0]["size"], 7)], META[:1])
