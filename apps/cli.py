@@ -211,7 +211,7 @@ def explain(error: Exception) -> str | None:
 
     text = " ".join(str(error).split())
     if isinstance(error, InputError):
-        return text
+        return text.replace("?.", "?")
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return "out of memory; choose a smaller --batch-size."

@@ -65,18 +65,24 @@ def check_model(name: str) -> None:
     bundles = polysense.bundles()
     usable = {info.name for info in bundles} | {info.task for info in bundles}
     usable |= {task for task in TASKS if TASKS[task].kind == "embedding"}
-    if name not in TASKS and not Path(name).expanduser().exists() and "/" not in name:
-        check_name(name, usable, "task or bundle")
-
-
-def check_name(name: str, known: Iterable[str], kind: str) -> None:
-    """Raises an InputError that suggests the nearest names when `name` is none of the known ones."""
-    known = sorted(known)
-    if name in known:
+    path = Path(name).expanduser()
+    if name in usable or name in TASKS or path.exists():
         return
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3, cutoff=0.55)
-    fix = f"did you mean {' or '.join(near)}" if near else f"choose one of: {', '.join(known)}"
-    raise InputError(name, f"there is no such {kind}", fix)
+    if "/" not in name:
+        raise unknown(name, "task or bundle", usable, also=TASKS)
+    if path.parent.is_dir():  # a local name, not a Hub repository
+        raise InputError(name, "there is no such folder", "give a folder written by polysense fit")
+
+
+def unknown(name: str, kind: str, known: Iterable[str], also: Iterable[str] = ()) -> InputError:
+    """An error that suggests the names nearest to one that does not exist, among the known and the `also` names."""
+    written = name.lower().replace("_", "-")
+    near = difflib.get_close_matches(written, {*known, *also}, n=3, cutoff=0.55)
+    # "image-clasification" is near to every classification; only names about as near as the nearest are a help.
+    likeness = [difflib.SequenceMatcher(None, written, other).ratio() for other in near]
+    near = [other for other, ratio in zip(near, likeness) if ratio > likeness[0] - 0.05]
+    fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(sorted(known))}"
+    return InputError(name, f"there is no such {kind}", fix)
 
 
 def choose_device(device: str, threads: int | None = None) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import polysense
-from polysense.apps.inputs import check_model, check_name, choose_device
+from polysense.apps.inputs import check_model, choose_device, unknown
 
 
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
@@ -18,7 +18,8 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     from polysense.tasks import TASKS
     from polysense.training.fit import fit as run
 
-    check_name(task, TASKS, "task")
+    if task not in TASKS:
+        raise unknown(task, "task", TASKS)
     result = run(task, data, out, device=choose_device(device, options.get("threads")), **options)
     show_metrics(result.metrics, f"{task} on validation data")
     Console().print(f"{result.epochs} epochs, {result.seconds:.0f} s. Bundle: {result.path}", highlight=False)

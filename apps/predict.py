@@ -77,8 +77,8 @@ def consume(
         for sink in sinks:
             sink(answer)
     if out is not None and done:
-        seconds = time.perf_counter() - start
-        note(f"{done} answers{f', {skipped} skipped' if skipped else ''}, {seconds:.1f} s: {out}")
+        count = f"{done} answer{'s' if done > 1 else ''}{f', {skipped} skipped' if skipped else ''}"
+        note(f"{count}, {time.perf_counter() - start:.1f} s: {out}")
     if not done:
         # Raised inside the writer's context, so that no empty file appears.
         raise InputError("inputs", f"none of {skipped} could be read", "see the lines above")

@@ -141,6 +141,17 @@ def test_on_error_fail_stops(files: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not Path("o.csv").exists()
 
 
+def test_a_stopped_run_leaves_no_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(self: PretendedPipeline, sources: Iterable[Path], **options: Any) -> Iterator[Prediction]:
+        yield self.answer("a", "cat")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PretendedPipeline, "stream", stream)
+    before = sorted(files.rglob("*"))
+    assert run("predict", "image-classification", "in", "--out", "o.jsonl") != 0
+    assert sorted(files.rglob("*")) == before
+
+
 def test_debug_shows_the_traceback(files: Path) -> None:
     with pytest.raises(InputError, match="is empty"):
         cli.main(["predict", "image-classification", "bad.jpg", "--on-error", "fail", "--debug"])
@@ -149,7 +160,8 @@ def test_debug_shows_the_traceback(files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["predict", "image-clasification", "in"], "did you mean image-classification"),
+        (["predict", "image-clasification", "in"], "did you mean image-classification?"),
+        (["predict", "in/bundle", "in"], "in/bundle: there is no such folder"),
         (["predict", "xyz", "in"], "choose one of: audio-embedding, cells, image-classification"),
         (["predict", "image-classification", "nowhere"], "nowhere: there is no such file"),
         (["predict", "image-classification", "*.gif"], "there is no such file"),
