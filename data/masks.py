@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from polysense.core.errors import InputError
@@ -53,15 +53,7 @@ def read_mask(source: Any) -> Int[np.ndarray, " ..."]:
         InputError: The file cannot be read, is a colour picture, or holds a number that is no class.
     """
     if isinstance(source, MaskFile):
-        raw = read_mask(source.path)
-        table = np.asarray(source.table)
-        inside = (raw >= 0) & (raw < len(table))
-        mapped = np.where(inside, table[np.where(inside, raw, 0)], -1)
-        mapped[(mapped < 0) & (raw == IGNORE)] = IGNORE
-        if (mapped < 0).any():
-            problem = f"the mask holds the number {int(raw[mapped < 0][0])}, which is no class"
-            raise InputError(source.path, problem, "name all classes, or pass that number as ignore")
-        return mapped.astype(np.uint8)
+        return _mapped(read_mask(source.path), source)
     if isinstance(source, str | Path):
         return _decoded(Path(source))
     if isinstance(source, Image.Image):
@@ -70,6 +62,22 @@ def read_mask(source: Any) -> Int[np.ndarray, " ..."]:
     if array.dtype.kind not in "iub":
         raise InputError("<array>", f"a mask holds whole numbers, not {array.dtype}", "convert it to integers")
     return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _mapped(raw: Int[np.ndarray, "h w"], source: MaskFile) -> UInt8[np.ndarray, "h w"]:
+    """Class indices of the numbers in a file, by one look-up per pixel."""
+    table = np.full(max(len(source.table), IGNORE + 1), -1, np.int16)
+    table[: len(source.table)] = source.table
+    if table[IGNORE] < 0:
+        table[IGNORE] = IGNORE
+    beyond = raw[(raw < 0) | (raw >= len(table))] if raw.dtype != np.uint8 else raw[:0]
+    if not beyond.size:
+        mapped = table[raw]
+        beyond = raw[mapped < 0]
+    if beyond.size:
+        problem = f"the mask holds the number {int(beyond[0])}, which is no class"
+        raise InputError(source.path, problem, "name all classes, or pass that number as ignore")
+    return mapped.astype(np.uint8)
 
 
 def _decoded(path: Path) -> Int[np.ndarray, "h w"]:
