@@ -6,30 +6,24 @@ values are NaN, NaT or NA. Pandas is imported where used: it costs half a second
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polysense.core.errors import InputError
+from polysense.data.table_text import DATE, MISSING, READABLE, Header, column_names, first_row_names, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".data", ".parquet", ".xlsx")
-MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "-", "<na>", "#n/a")  # compared in lower case
-DELIMITERS = (",", ";", "\t", "|")
-DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$"
 # Tried in this order; a column is dates if one format fits all that is there.
 DATE_FORMATS = ("ISO8601", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%d.%m.%Y", "%d.%m.%Y %H:%M",
                 "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%y", "%d-%m-%Y")  # fmt: skip
-READABLE = "give a csv, tsv, parquet or xlsx file with one row per line"
-Header = bool | Literal["auto"]
 
 
 def read_table(source: Any, *, header: Header = "auto") -> pd.DataFrame:
@@ -52,8 +46,8 @@ def read_table(source: Any, *, header: Header = "auto") -> pd.DataFrame:
     name = str(source) if isinstance(source, str | Path) else "<memory>"
     if isinstance(source, str | Path):
         return _decode(_load(Path(source)), name, header)
-    if isinstance(source, bytes | bytearray):
-        return _decode(bytes(source), name, header)
+    if isinstance(source, bytes):
+        return _decode(source, name, header)
     if isinstance(source, pd.DataFrame):
         frame = source.reset_index(drop=True)
     elif isinstance(source, Mapping) or _is_row_list(source):
@@ -137,12 +131,12 @@ def _decode(data: bytes, name: str, header: Header) -> pd.DataFrame:
         except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of these
             raise InputError(name, "the parquet file is truncated or damaged", "write it again") from error
         return _tidy(frame.reset_index(drop=True).set_axis([str(c) for c in frame.columns], axis=1), name)
-    rows = _read_xlsx(data, name) if data[:4] == b"PK\x03\x04" else _read_text(data, name)
-    return _tidy(_with_header(rows, header, name), name)
+    frame = _read_xlsx(data, name, header) if data[:4] == b"PK\x03\x04" else read_text(data, name, header)
+    return _tidy(frame, name)
 
 
-def _read_xlsx(data: bytes, name: str) -> pd.DataFrame:
-    """The first sheet as text, so that it takes the same way as a csv file."""
+def _read_xlsx(data: bytes, name: str, header: Header) -> pd.DataFrame:
+    """The first sheet, by way of text, so that it is understood as a csv file is."""
     import pandas as pd
 
     try:
@@ -152,112 +146,11 @@ def _read_xlsx(data: bytes, name: str) -> pd.DataFrame:
     frame = frame.dropna(how="all").reset_index(drop=True)
     if frame.empty:
         raise InputError(name, "the first sheet is empty", READABLE)
-    return frame.map(lambda value: "" if pd.isna(value) else str(value)).astype("str")
-
-
-def _read_text(data: bytes, name: str) -> pd.DataFrame:
-    """All cells as text; what they hold is looked at when the header is known."""
-    import pandas as pd
-
-    text = _to_text(data, name)
-    if not text.strip():
-        raise InputError(name, "the file is empty", READABLE)
-    delimiter = sniff_delimiter(text)
-    try:
-        frame = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False,
-                            skipinitialspace=True)  # fmt: skip
-    except pd.errors.EmptyDataError:
-        raise InputError(name, "the file is empty", READABLE) from None
-    except pd.errors.ParserError as error:
-        detail = str(error).strip().removeprefix("Error tokenizing data. C error: ")
-        raise InputError(name, f"the rows are ragged ({detail})", "give every row the same number of cells") from error
-    if frame[frame.columns[-1]].fillna("").eq("").any():
-        _require_full_rows(text, delimiter, frame.shape[1], name)
-    return frame
-
-
-def _require_full_rows(text: str, delimiter: str, width: int, name: str) -> None:
-    """Pandas fills short rows with empty cells; the cells that are really there must be counted."""
-    if len(delimiter) == 1:
-        rows: Iterable[list[str]] = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    else:
-        rows = (line.split() for line in text.splitlines())
-    for number, cells in enumerate(rows, 1):
-        if 0 < len(cells) < width and any(cells):
-            problem = f"line {number} has {len(cells)} cells, not {width}"
-            raise InputError(name, problem, "give every row the same number of cells")
-
-
-def _to_text(data: bytes, name: str) -> str:
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
-    if b"\0" in data[:65_536] or sum(byte < 9 or 13 < byte < 32 for byte in data[:4096]) > len(data[:4096]) // 50:
-        raise InputError(name, "the content is binary, no table", READABLE)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def sniff_delimiter(text: str) -> str:
-    """The delimiter that cuts the first lines into equally many cells, most of them; "," for a single column."""
-    lines = [line for line in text[:65_536].splitlines()[:50] if line.strip()]
-    lines = lines[:-1] if len(lines) > 2 and len(text) > 65_536 else lines  # the last one may be cut
-    best, score = ",", (0.0, 1)
-    for delimiter in DELIMITERS:
-        counts = [len(cells) for cells in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
-        common = max(set(counts), key=counts.count, default=1)
-        if common > 1 and (found := (counts.count(common) / len(counts), common)) > score:
-            best, score = delimiter, found
-    if score[0] == 0.0 and lines:  # none of them: blanks, where they cut every line alike
-        counts = [len(line.split()) for line in lines]
-        if counts[0] > 1 and len(set(counts)) == 1:
-            return r"\s+"
-    return best
-
-
-def _with_header(rows: pd.DataFrame, header: Header, name: str) -> pd.DataFrame:
-    """Rows of text -> named columns."""
-    if header == "auto":
-        header = _first_row_names(rows)
-    if not header:
-        return rows.set_axis([f"column_{i}" for i in range(rows.shape[1])], axis=1)
-    if len(rows) == 1:
+    rows = frame.map(lambda value: "" if pd.isna(value) else str(value))
+    named = first_row_names(rows) if header == "auto" else header
+    if named and len(rows) == 1:
         raise InputError(name, "the table has a header, but no rows", "add rows below the header")
-    names: list[str] = []
-    for i, cell in enumerate(rows.iloc[0]):
-        label = cell.strip() or f"column_{i}"
-        names.append(label if label not in names else f"{label}.{names.count(label)}.{i}")
-    return rows.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
-
-
-def _first_row_names(rows: pd.DataFrame) -> bool:
-    """Whether the first row looks unlike the rows below it."""
-    first, below = [cell.strip() for cell in rows.iloc[0]], rows.iloc[1:1001]
-    kinds = [_kind(cell) for cell in first]
-    if below.empty:
-        return all(kind == "text" for kind in kinds)
-    votes = 0  # of the columns that hold numbers or dates
-    for i, kind in enumerate(kinds):
-        others = {other for other in map(_kind, below[i].str.strip().head(200)) if other != "missing"}
-        if kind == "missing" and others and i > 0:  # a nameless first column is a common index
-            return False
-        if others in ({"number"}, {"date"}) and kind != "missing":
-            votes += 1 if kind == "text" else -1
-    if votes:
-        return votes > 0
-    again = any(cell in set(below[i].str.strip()) for i, cell in enumerate(first))
-    return all(kind in ("text", "missing") for kind in kinds) and not again and len(set(first)) == len(first)
-
-
-def _kind(cell: str) -> str:
-    if cell.lower() in MISSING:
-        return "missing"
-    try:
-        float(cell)
-    except ValueError:
-        return "date" if re.match(DATE, cell) else "text"
-    return "number"
+    return rows.iloc[int(named) :].reset_index(drop=True).set_axis(column_names(rows, named), axis=1)
 
 
 def _tidy(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -284,7 +177,7 @@ def _tidy_column(column: pd.Series) -> pd.Series:
         kinds = {type(value) for value in column.dropna().head(1000)}
         if kinds and kinds <= {bool, np.bool_}:
             return column.astype("boolean")
-        if column.dtype != object and not pd.api.types.is_string_dtype(column.dtype):
+        if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
             return column
         column = column.where(column.isna(), column.map(str))
     text = column.astype("str").str.strip()
