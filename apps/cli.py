@@ -112,7 +112,9 @@ def fit(
     context: Annotated[int | None, typer.Option(min=1, help="Steps to look back.")] = None,
     encoder: Annotated[str, typer.Option(help="embedded, timm:NAME, hub:REPO, file:PATH or random:NAME.")] = "embedded",
     train: Annotated[Train, typer.Option(help="What learns; the encoder never does.")] = Train.both,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Most passes over the data; 0: only a linear probe.")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,

@@ -28,6 +28,11 @@ class Task:
     metric: str
     larger_is_better: bool = True
 
+    @property
+    def sign(self) -> int:
+        """1 where a larger metric is better, else -1."""
+        return 1 if self.larger_is_better else -1
+
 
 TASKS: Registry[Task] = Registry("task")
 MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular")

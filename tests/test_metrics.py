@@ -115,10 +115,9 @@ def test_forecasting_in_own_and_standardised_units():
     quantiles = {0.1: mean - 1.5, 0.9: mean + 1.5}
     series = Series(mean, quantiles, ["1", "2"], ["u", "v"])
     found = score("forecasting", [series], [truth], scale=[1.0, 2.0])
-    assert found["mse"] == pytest.approx((1 + 4 + 4) / 3)
-    assert found["mae"] == pytest.approx((1 + 2 + 2) / 3)
-    assert found["mse_scaled"] == pytest.approx((1 + 1 + 4) / 3)
-    assert found["mae_scaled"] == pytest.approx((1 + 1 + 2) / 3)
+    assert found["rmse"] == pytest.approx(((1 + 4 + 4) / 3) ** 0.5)
+    assert found["mse"] == pytest.approx((1 + 1 + 4) / 3)
+    assert found["mae"] == pytest.approx((1 + 1 + 2) / 3)
     assert found["coverage"] == pytest.approx(1 / 3)
     assert found["coverage_wanted"] == pytest.approx(0.8)
     # Errors below the low quantile: .5 / 2 and .5 cost .9 of it; above the band nothing lies.
@@ -130,7 +129,7 @@ def test_forecasting_in_own_and_standardised_units():
 def test_forecasting_of_several_horizons_and_wrong_variates():
     metric = make_metric("forecasting")
     metric.update(Series(np.zeros((4, 1)), {}, ["1"] * 4, ["u"]), np.ones((2, 1)))
-    assert metric.compute() == {"mse": 1.0, "mae": 1.0}
+    assert metric.compute() == {"mse": 1.0, "mae": 1.0, "rmse": 1.0}
     with pytest.raises(InputError, match="variates"):
         metric.update(Series(np.zeros((4, 1)), {}, ["1"] * 4, ["u"]), np.ones((2, 3)))
 

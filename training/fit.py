@@ -53,7 +53,8 @@ class Recipe:
     pretrained_lr: float = 0.1  # factor for tensors that start from embedded weights
     weight_decay: float = 0.05
     patience: int = 4  # epochs without a better validation score
-    epoch_steps: int = 200  # batches that count as an epoch, at most
+    most_steps: int = 200  # batches that count as an epoch, at most
+    least_steps: int = 10  # and at least: tiny data sets are passed over several times
     train: str = "tokenizer+head"  # or "head"
     augment: bool = False
     seed: int = 0
@@ -170,7 +171,7 @@ def train_pipeline(
     progress.epoch(0, recipe.epochs, best.metrics, None)
     optimiser = make_optimiser(pipeline, recipe)
     rng = np.random.default_rng(recipe.seed)
-    steps = min(math.ceil(len(learning) / recipe.batch_size), recipe.epoch_steps)
+    steps = int(np.clip(math.ceil(len(learning) / recipe.batch_size), recipe.least_steps, recipe.most_steps))
     started, epoch = clock.perf_counter(), 0
     while epoch < recipe.epochs and best.waited < recipe.patience:
         out_of_time = recipe.max_minutes is not None and clock.perf_counter() - started > recipe.max_minutes * 60
@@ -192,9 +193,11 @@ def batches(
     pipeline: Pipeline, examples: Examples, recipe: Recipe, rng: np.random.Generator, steps: int
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Collated inputs and targets in a random order, `steps` of them."""
-    order = rng.permutation(len(examples))[: steps * recipe.batch_size]
-    for start in range(0, len(order), recipe.batch_size):
-        pairs = [pair for i in order[start : start + recipe.batch_size] for pair in examples.train(int(i), rng)]
+    size = min(recipe.batch_size, len(examples))
+    passes = math.ceil(steps * size / len(examples))
+    order = np.concatenate([rng.permutation(len(examples)) for _ in range(passes)])
+    for start in range(0, steps * size, size):
+        pairs = [pair for i in order[start : start + size] for pair in examples.train(int(i), rng)]
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         yield batch, pipeline.head.targets([target for _, target in pairs], batch["meta"])
 
@@ -249,7 +252,9 @@ class Best:
         task = self.pipeline.task
         gain = metrics[task.metric] - self.metrics[task.metric]
         self.latest = metrics
-        if (gain if task.larger_is_better else -gain) > 0:
+        if gain == 0:  # small validation parts tie often; confidence then decides
+            gain = (self.metrics.get("log_loss", 0.0) - metrics.get("log_loss", 0.0)) * task.sign
+        if gain * task.sign > 0:
             self.metrics, self.state, self.waited = metrics, self._copy(), 0
         else:
             self.waited += 1

@@ -62,7 +62,7 @@ class Metric:
 
 @METRICS.register("classification")
 class Classification(Metric):
-    """accuracy, f1 (macro), auroc (macro, one against the rest), ece (expected calibration error)."""
+    """accuracy, f1 (macro), auroc (macro, one against the rest), ece (expected calibration error), log_loss."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(classes)
@@ -80,11 +80,12 @@ class Classification(Metric):
             return {}
         scores, target, k = torch.tensor(self.scores), torch.tensor(self.targets), len(self.classes)
         if k == 1:
-            return {"accuracy": 1.0, "f1": 1.0}
+            return {"accuracy": 1.0, "f1": 1.0, "log_loss": 0.0}
         found = {
             "accuracy": M.classification.multiclass_accuracy(scores, target, k, average="micro"),
             "f1": M.classification.multiclass_f1_score(scores, target, k, average="macro"),
             "ece": M.classification.multiclass_calibration_error(scores, target, k, n_bins=CALIBRATION_BINS),
+            "log_loss": torch.nn.functional.nll_loss(scores.clamp_min(1e-12).log(), target),
         }
         area = _mean_area(scores, torch.nn.functional.one_hot(target, k))
         return {name: float(value) for name, value in found.items()} | ({} if area is None else {"auroc": area})
@@ -249,7 +250,8 @@ class Detection(Metric):
 
 @METRICS.register("forecasting")
 class Forecasting(Metric):
-    """mse and mae, those of standardised values (mse_scaled, mae_scaled), and of the quantiles pinball and coverage.
+    """mse and mae (of standardised values where `scale` is known, as the field reports them), and of the quantiles
+    pinball and coverage; rmse in the series' own units.
 
     `coverage` is the share of values between the lowest and the highest quantile; `coverage_wanted` is what it should
     be. `pinball` is the mean quantile loss in units of `scale`. Missing true values do not count.
@@ -273,12 +275,10 @@ class Forecasting(Metric):
             problem = f"its future has the shape {truth.shape} but the forecast {mean.shape}"
             raise InputError(prediction.source, problem, "give the same variates")
         error = mean - truth
-        self._add("mse", error**2)
-        self._add("mae", np.abs(error))
         scale = np.ones(truth.shape[1]) if self.scale is None else self.scale
-        if self.scale is not None:
-            self._add("mse_scaled", (error / scale) ** 2)
-            self._add("mae_scaled", np.abs(error / scale))
+        self._add("mse", (error / scale) ** 2)
+        self._add("mae", np.abs(error / scale))
+        self._add("rmse", error**2)
         levels = sorted(prediction.quantiles)
         for level in levels:
             gap = (truth - prediction.quantiles[level][: len(truth)]) / scale
@@ -295,6 +295,8 @@ class Forecasting(Metric):
 
     def compute(self) -> Scores:
         found = {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
+        if "rmse" in found:
+            found["rmse"] **= 0.5
         return found if self.wanted is None or "coverage" not in found else {**found, "coverage_wanted": self.wanted}
 
 
