@@ -15,6 +15,8 @@ from typing import Any
 from polysense.core.errors import InputError
 
 FORMAT = 1
+PARTS = {"tokenizer": ("name", "config", "embedded_tensors"), "head": ("name", "config"), "encoder": ("spec", "sha256")}
+FIELDS = ("format", "task", *PARTS, "metrics", "about")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(folder, "it is no bundle (no config.json)", "give a folder written by polysense fit") from None
     except (OSError, ValueError) as error:
         raise InputError(path, "it is not readable JSON", "copy the bundle again") from error
-    missing = [key for key in ("format", "task", "tokenizer", "head", "encoder") if key not in config]
-    if missing:
+    if not isinstance(config, dict):
+        raise InputError(path, "it is no configuration of a bundle", "give a folder written by polysense fit")
+    missing = [key for key in FIELDS if key not in config]
+    missing += [f"{key}.{name}" for key, names in PARTS.items() for name in names
+                if key in config and not (isinstance(config[key], dict) and name in config[key])]  # fmt: skip
+    newer = isinstance(config.get("format"), int) and config["format"] > FORMAT
+    if missing and not newer:
         raise InputError(path, f"it lacks {', '.join(missing)}", "give a folder written by polysense fit")
-    if config["format"] > FORMAT:
+    if newer:
         raise InputError(path, f"it has format {config['format']}, newer than this version's {FORMAT}",
                          "upgrade polysense")  # fmt: skip
     return config

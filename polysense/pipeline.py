@@ -6,13 +6,15 @@ Shape legend: b sequences of a batch, s samples.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from polysense.backbone.encoder import Encoder
@@ -91,10 +93,9 @@ class Pipeline(nn.Module):
             head_class = get_head(what.head)
             try:
                 config = head_class.Config(**(head or {}))
-            except TypeError as error:
-                raise InputError(
-                    f"head of {task}", str(error), f"see {head_class.Config.__name__} for the options"
-                ) from error
+            except (TypeError, ValueError) as error:
+                fix = f"see {head_class.Config.__name__} for the options"
+                raise InputError(f"head of {task}", str(error), fix) from error
             pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
             pipeline.pretrained = frozenset(pretrained)
             return pipeline
@@ -110,6 +111,14 @@ class Pipeline(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pipeline:
+        """Moves to a device or another precision; an encoder that other pipelines share stays where it is."""
+        first = next(self.encoder.parameters())
+        if fn(first) is not first:
+            self.encoder = copy.deepcopy(self.encoder)
+        super()._apply(fn, recurse)
+        return self
 
     def train(self, mode: bool = True) -> Pipeline:
         """Training mode for tokenizer and head; the frozen encoder stays in evaluation mode."""
@@ -138,7 +147,7 @@ class Pipeline(nn.Module):
         Raises:
             InputError: A source cannot be used.
         """
-        if isinstance(sources, dict) and "meta" in sources:
+        if is_batch(sources):
             return super().__call__(sources)
         return list(self.stream(sources, batch_size))
 
@@ -163,8 +172,7 @@ class Pipeline(nn.Module):
         yield from self._answer(waiting, sequences, batch_size)
 
     def _read(self, sources: Any, on_error: str) -> Iterator[Sample | InputError]:
-        many = isinstance(sources, list | Iterator) and not isinstance(sources, io.IOBase)
-        for source in sources if many else [sources]:
+        for source in sources if is_many(sources) else [sources]:
             try:
                 yield from self.tokenizer.read_all(source)
             except InputError as error:
@@ -187,24 +195,25 @@ class Pipeline(nn.Module):
         self.eval()
         try:
             flat = [part for parts in samples for part in parts]
-            owner = torch.tensor([s for s, parts in enumerate(samples) for _ in parts])
-            one_each = len(flat) == len(samples)
-            answers: list[Prediction] = []
-            outs, metas = [], []
-            for start in range(0, len(flat), batch_size):
-                batch = self.tokenizer.collate(flat[start : start + batch_size])
-                out = {name: value.cpu() for name, value in self.forward(batch).items()}
-                if one_each:  # outputs may differ in shape from batch to batch (masks)
-                    answers += self.head.decode(out, batch["meta"])
-                else:
-                    outs.append(out)
-                    metas += batch["meta"]
-            if not one_each:
-                joined = {name: torch.cat([out[name] for out in outs]) for name in outs[0]}
-                answers = self.head.decode(self.head.merge(joined, owner), self.head.merge_meta(metas, owner))
-            return answers
+            owner = torch.tensor([s for s, parts in enumerate(samples) for _ in parts], dtype=torch.int64)
+            if len(flat) == len(samples):  # outputs may differ in shape from batch to batch (masks)
+                answers: list[Prediction] = []
+                for start in range(0, len(flat), batch_size):
+                    out, meta = self._run(flat[start : start + batch_size])
+                    answers += self._decode(out, meta, torch.arange(len(meta)))
+                return answers
+            runs = [self._run(flat[start : start + batch_size]) for start in range(0, len(flat), batch_size)]
+            joined = {name: torch.cat([out[name] for out, _ in runs]) for name in runs[0][0]}
+            return self._decode(joined, [about for _, meta in runs for about in meta], owner)
         finally:
             self.train(training)
+
+    def _run(self, samples: Sequence[Sample]) -> tuple[Out, list[dict[str, Any]]]:
+        batch = self.tokenizer.collate(samples)
+        return {name: value.cpu() for name, value in self.forward(batch).items()}, batch["meta"]
+
+    def _decode(self, out: Out, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[Prediction]:
+        return self.head.decode(self.head.merge(out, owner), self.head.merge_meta(meta, owner))
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Writes the bundle folder, whole or not at all. See `polysense.saving`."""
@@ -236,6 +245,18 @@ class Pipeline(nn.Module):
         return load(cls, folder).to(device)
 
 
+def is_batch(sources: Any) -> bool:
+    """Whether this is what a tokenizer's `collate` makes, and not a row of a table with a column called meta."""
+    made = isinstance(sources, dict) and isinstance(sources.get("meta"), list)
+    return made and any(isinstance(value, Tensor) for value in sources.values())
+
+
+def is_many(sources: Any) -> bool:
+    """Whether this is a list or an iterator of sources. Open files are iterators too, and a tuple is one source:
+    (array, rate)."""
+    return isinstance(sources, list | Iterator) and not isinstance(sources, io.IOBase) and not hasattr(sources, "read")
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
@@ -254,9 +275,11 @@ def _new_tokenizer(
     cls = get_tokenizer(modality)
     try:
         config = cls.Config(**{"width": encoder.config.width, **options})
-    except TypeError as error:
+        tokenizer = cls(cls.fit_config(config, sources) if sources else config)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InputError(f"{modality} tokenizer", str(error), f"see {cls.Config.__name__} for the options") from error
-    tokenizer = cls(cls.fit_config(config, sources) if sources else config)
     return tokenizer, load_embedded_weights(tokenizer, modality) if kind == "embedded" else []
 
 

@@ -6,12 +6,12 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from polysense.backbone.checkpoints import load_strict, read_state
+from polysense.backbone.checkpoints import load_strict
 from polysense.backbone.weights import embedded_tokenizer_state
 from polysense.bundle import FORMAT, read_config
 from polysense.components import get_head, get_tokenizer
@@ -30,8 +30,8 @@ def save(pipeline: Pipeline, path: Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
-        raise InputError(path, "something that is no bundle stands there", "choose another folder")
+    path = path.expanduser()
+    check_place(path)
     state, shared = _own_tensors(pipeline)
     config = {
         "format": FORMAT,
@@ -51,14 +51,46 @@ def save(pipeline: Pipeline, path: Path) -> Path:
     try:
         (partial / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
         save_file(state, partial / "model.safetensors")
-        (partial / "README.md").write_text(card(pipeline))
+        (partial / "README.md").write_text(card(pipeline, path.name))
         partial.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        _replace(path, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def check_place(path: Path) -> None:
+    """Makes sure that a bundle may be written there: nothing, an empty folder or an older bundle.
+
+    Raises:
+        InputError: Something else stands there, which would be lost.
+    """
+    free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not free and not is_bundle(path):
+        raise InputError(path, "something that is no bundle stands there", "choose another folder")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether it is a folder with a bundle's configuration: many other kinds of models have a `config.json` too."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format", "task", "tokenizer", "head", "encoder"} <= config.keys()
+
+
+def _replace(path: Path, by: Path) -> None:
+    """Puts a folder in the place of another, which is deleted only when the new one stands there."""
+    old = by.with_name(f"{by.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        by.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _own_tensors(pipeline: Pipeline) -> tuple[dict[str, Tensor], list[str]]:
@@ -95,27 +127,46 @@ def load(cls: type[Pipeline], folder: Path) -> Pipeline:
     if encoder.fingerprint() != config["encoder"]["sha256"]:
         problem = f"it was made for another encoder than {config['encoder']['spec']} is now"
         raise InputError(folder, problem, "fit it again, or install the version of polysense that made it")
-    state, _ = read_state(folder / "model.safetensors")
-    tokenizer_class = get_tokenizer(config["tokenizer"]["name"])
-    head_class = get_head(config["head"]["name"])
     try:
+        tokenizer_class = get_tokenizer(config["tokenizer"]["name"])
+        head_class = get_head(config["head"]["name"])
         tokenizer = tokenizer_class(tokenizer_class.Config(**config["tokenizer"]["config"]))
         head = head_class(head_class.Config(**config["head"]["config"]), encoder.config.width)
     except (TypeError, ValueError) as error:
         raise InputError(folder / "config.json", f"its options do not fit: {error}", "fit the bundle again") from error
-    base = embedded_tokenizer_state(config["tokenizer"]["name"]) if config["tokenizer"]["embedded_tensors"] else {}
-    parts: dict[str, dict[str, Any]] = {"tokenizer": {}, "head": {}}
-    for name, value in state.items():
-        part, _, key = name.partition(".")
-        parts.setdefault(part, {})[key] = value
-    parts["tokenizer"] |= {name: base[name] for name in config["tokenizer"]["embedded_tensors"] if name in base}
+    parts = _stored_tensors(folder / "model.safetensors")
+    if shared := config["tokenizer"]["embedded_tensors"]:
+        base = embedded_tokenizer_state(config["tokenizer"]["name"])
+        parts["tokenizer"] |= {name: base[name] for name in shared if name in base}
     load_strict(tokenizer, parts["tokenizer"], folder / "model.safetensors")
     load_strict(head, parts["head"], folder / "model.safetensors")
     return cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],
                about=config["about"]).eval()  # fmt: skip
 
 
-def card(pipeline: Pipeline) -> str:
+def _stored_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of "tokenizer" and "head". Only safetensors: a bundle is never unpickled.
+
+    Raises:
+        InputError: The file is absent, damaged, or holds other tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, f"it is no whole safetensors file ({error})", "copy the bundle again") from error
+    parts: dict[str, dict[str, Tensor]] = {"tokenizer": {}, "head": {}}
+    for name, value in state.items():
+        part, _, key = name.partition(".")
+        if part not in parts:
+            raise InputError(path, f"its tensor {name!r} is of no known part", "give a folder written by polysense fit")
+        parts[part][key] = value
+    return parts
+
+
+def card(pipeline: Pipeline, folder: str) -> str:
     """The bundle's README: what it is, how to use it, what was measured."""
     rows = [f"| {name} | {value:.4f} |" for name, value in pipeline.metrics.items()]
     facts = [f"- **{key.replace('_', ' ')}**: {value}" for key, value in pipeline.about.items()]
@@ -123,5 +174,5 @@ def card(pipeline: Pipeline) -> str:
         f"# {pipeline.name}", "", f"A polysense bundle for {pipeline.task.name}: tokenizer and head beside the frozen "
         f"encoder `{pipeline.encoder.spec}` (sha256 `{pipeline.encoder_hash[:16]}…`).", "",
         *(["| metric | value |", "|---|---|", *rows, ""] if rows else []), *facts, "", "```python", "import polysense",
-        "", f'pipeline = polysense.load("{pipeline.name}")', "print(pipeline(path))", "```", "",
+        "", f'pipeline = polysense.load("{folder}")', "print(pipeline(path))", "```", "",
     ])  # fmt: skip

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import Dataset, Item, class_folders
+from polysense.data.dataset import SPLITS, Dataset, Item, class_folders
 from polysense.tasks import Task
+from polysense.tokenizers.tabular_schema import as_text, to_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".data", ".txt")
 
@@ -100,23 +104,36 @@ def listed_files(path: Path, task: Task, target: str | None) -> Dataset:
         raise InputError(path, "the column to learn is not named", "name it with --target")
     names = [name.strip() for name in target.split(",")]
     require_columns(table, [column, *names], path)
-    items = []
-    for row in table.to_dict("records"):
-        split = str(row.get("split") or "")
-        value: Any = str(row[names[0]])
-        if task.kind == "regression":
-            value = {name: float(row[name]) for name in names}
-        elif task.kind == "multilabel":
-            value = [part.strip() for part in value.split(";") if part.strip()]
-        items.append(Item(path.parent / str(row[column]), value, split))
-    labels = [label for item in items for label in (item.target if isinstance(item.target, list) else [item.target])]
-    classes = sorted(set(labels)) if task.kind != "regression" else names
-    return Dataset(items, classes)
+    if task.kind == "regression":
+        table = table.assign(**{name: to_numbers(table[name], name, path) for name in names})
+    needed = [column] if task.kind == "multilabel" else [column, *names]  # a file may have none of several labels
+    table = table[table[needed].notna().all(axis=1)]
+    if not table[names].notna().all(axis=1).any():
+        raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
+    files = [path.parent / str(file) for file in table[column]]
+    targets = _targets(table, names, task)
+    splits = [""] * len(table)
+    if "split" in table.columns:
+        splits = [SPLITS.get(name.lower(), name) for name in table["split"].fillna("").astype(str)]
+    labels = [label for target in targets for label in (target if isinstance(target, list) else [target])]
+    classes = names if task.kind == "regression" else sorted(set(labels))
+    return Dataset([Item(*row) for row in zip(files, targets, splits, strict=True)], classes)
+
+
+def _targets(table: pd.DataFrame, names: Sequence[str], task: Task) -> list[Any]:
+    """Each row's target, as `Item.target`."""
+    if task.kind == "regression":
+        return cast(list[Any], table[list(names)].to_dict("records"))
+    labels = [str(label) for label in as_text(table[names[0]]).fillna("")]
+    if task.kind == "multilabel":
+        return [[part.strip() for part in label.split(";") if part.strip()] for label in labels]
+    return labels
 
 
 def labelled_clouds(path: Path) -> Dataset:
     """npz files with `xyz` (n, 3) and integer `labels` (n,), in `train/`, `val/`, `test/` or one folder."""
-    from polysense.data.dataset import SPLITS, list_files
+    from polysense.data.dataset import list_files
+    from polysense.data.masks import IGNORE
 
     items = []
     for file in list_files(path, (".npz",)):
@@ -129,5 +146,7 @@ def labelled_clouds(path: Path) -> Dataset:
         items.append(Item(file, labels, split))
     if not items:
         raise InputError(path, "no .npz cloud was found", "save each cloud as npz with arrays xyz and labels")
-    count = 1 + max(int(item.target.max()) for item in items)
+    count = 1 + max(int(item.target.max(initial=-1, where=item.target != IGNORE)) for item in items)
+    if not count:
+        raise InputError(path, "no point is labelled", "give labels from 0; 255 and negative ones are left out")
     return Dataset(items, [f"class_{i}" for i in range(count)])

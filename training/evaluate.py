@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from polysense.core.errors import InputError
 from polysense.core.types import Sample
+from polysense.heads.base import Head
 from polysense.pipeline import Pipeline
-from polysense.training.examples import Examples
+from polysense.training.examples import Examples, Subset, WindowExamples
 from polysense.training.metrics import make_metric
 from polysense.training.sources import Sources, open_sources
+
+MEASURED_FROM = 0.01  # score of the faintest box that average precision takes in; COCO's detectors report as deep
 
 
 def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dict[str, float]:
     """Metrics of a pipeline over examples, by usual names ("accuracy", "mse", "miou" …)."""
-    metric = make_metric(pipeline.task.kind, getattr(pipeline.head.config, "classes", ()), **metric_options(pipeline))
+    options = metric_options(pipeline, examples)
+    metric = make_metric(pipeline.task.kind, getattr(pipeline.head.config, "classes", ()), **options)
     waiting: list[list[Sample]] = []
     targets: list[Any] = []
 
@@ -26,24 +31,48 @@ def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dic
         waiting.clear()
         targets.clear()
 
-    for i in range(len(examples)):
-        samples, target = examples.whole(i)
-        waiting.append(samples)
-        targets.append(target)
-        if sum(map(len, waiting)) >= batch_size:
+    with every_box(pipeline.head):
+        for i in range(len(examples)):
+            samples, target = examples.whole(i)
+            waiting.append(samples)
+            targets.append(target)
+            if sum(map(len, waiting)) >= batch_size:
+                flush()
+        if waiting:
             flush()
-    if waiting:
-        flush()
     return metric.compute()
 
 
-def metric_options(pipeline: Pipeline) -> dict[str, Any]:
+@contextmanager
+def every_box(head: Head) -> Iterator[None]:
+    """Lets a detector answer with its faint boxes too, which average precision weighs and users do not want."""
+    from polysense.heads.detect import DetectionHead
+
+    if not isinstance(head, DetectionHead):
+        yield
+        return
+    usual, head.threshold = head.threshold, min(head.threshold, MEASURED_FROM)
+    try:
+        yield
+    finally:
+        head.threshold = usual
+
+
+def metric_options(pipeline: Pipeline, examples: Examples) -> dict[str, Any]:
     config = pipeline.head.config
-    if pipeline.task.kind == "forecasting" and config.variate_scale:
-        return {"scale": [std for _, std in config.variate_scale]}
+    if pipeline.task.kind == "forecasting":
+        scale, names = dict(config.variate_scale), _variates(examples)
+        return {"scale": [scale[name] for name in names]} if names and scale.keys() >= set(names) else {}
     if pipeline.task.kind == "segmentation":
         return {"ignore": getattr(config, "ignore", None)}
     return {}
+
+
+def _variates(examples: Examples) -> list[str]:
+    """Names of the variates, where the examples are windows of one series."""
+    while isinstance(examples, Subset):
+        examples = examples.parent
+    return examples.frames[0].names if isinstance(examples, WindowExamples) and len(examples.frames) == 1 else []
 
 
 def evaluate(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from polysense.core.errors import InputError
 from polysense.heads.classify import ClassificationHead
 from polysense.pipeline import Pipeline, to_device
+from polysense.saving import check_place
 from polysense.tasks import TASKS
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
@@ -126,11 +127,14 @@ def fit(
     start = clock.perf_counter()
     sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders)
     sources = sources.with_validation(val_share, seed)
+    check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     recipe = Recipe(epochs, max_minutes, batch_size or BATCH.get(what.modality, 32), lr, patience=patience,
                     train=train, augment=augment, seed=seed)  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", augment)
     validation = sources.examples(pipeline.tokenizer, "val")
+    if not len(learning):
+        raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
     run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress))
@@ -241,6 +245,9 @@ class Best:
     """The best state so far, by the task's metric."""
 
     def __init__(self, pipeline: Pipeline, metrics: dict[str, float]) -> None:
+        if (metric := pipeline.task.metric) not in metrics:
+            problem = f"its {metric} is undefined: nothing in it is labelled"
+            raise InputError("the validation part", problem, "give validation examples with labels")
         self.pipeline, self.metrics, self.latest, self.waited = pipeline, metrics, metrics, 0
         self.state = self._copy()
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polysense.core.errors import InputError
 from polysense.core.types import Sample
 from polysense.heads.base import Head, Out
 from polysense.heads.pool import PooledHead
@@ -56,7 +57,7 @@ def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -
     """Fits the head's linear layer on frozen features and keeps the regularisation of least validation loss."""
     x, y = pooled_features(pipeline, train, batch_size)
     x_val, y_val = pooled_features(pipeline, val, batch_size)
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-4)
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-4)
     head = pipeline.head
     assert isinstance(head, PooledHead)
     linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
@@ -88,6 +89,9 @@ def _solutions(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[tuple[Tensor, 
         models = [Ridge(1 / strength * 10).fit(features, y["values"].numpy()) for strength in STRENGTHS]
         return [(_tensor(np.atleast_2d(m.coef_)), _tensor(np.atleast_1d(m.intercept_))) for m in models]
     labels = y["labels"].numpy()
+    if kind == "classification" and labels.min() == labels.max():
+        name = pipeline.head.config.classes[int(labels[0])]
+        raise InputError("the training part", f"all its examples are of one class, {name}", "give at least two classes")
     count = len(pipeline.head.config.classes)
     solutions = []
     for strength in STRENGTHS:

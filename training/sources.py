@@ -17,6 +17,7 @@ from polysense.core.errors import InputError
 from polysense.data.dataset import Dataset, Item
 from polysense.tasks import Task
 from polysense.tokenizers.base import Tokenizer
+from polysense.tokenizers.tabular_schema import as_text, to_numbers
 from polysense.training.data import load_dataset
 from polysense.training.examples import Examples, FileExamples, TableExamples, WindowExamples
 
@@ -147,30 +148,33 @@ class TableSources:
         else:
             names = tuple(name.strip() for name in target.split(","))
         require_columns(frame, names, path)
+        if task.kind == "regression":
+            frame = frame.assign(**{name: to_numbers(frame[name], name, path) for name in names})
         known = frame[list(names)].notna().all(axis=1)
         if not known.any():
             raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
+        if task.kind == "multilabel":  # a row may have none of the labels
+            return cls(frame, names, task)
         return cls(frame[known].reset_index(drop=True), names, task)
 
     def splits(self) -> list[str]:
         return sorted(set(self.parts.tolist())) or [""]
 
     def with_validation(self, share: float, seed: int) -> TableSources:
-        items = [Item(i, str(label) if self._classes() else None) for i, label in enumerate(self.frame[self.names[0]])]
+        labels = self._targets(self.frame) if self.task.kind == "classification" else [None] * len(self.frame)
+        items = [Item(i, label) for i, label in enumerate(labels)]
         parts = np.array([item.split for item in Dataset(items).with_validation(share, seed).items])
         return TableSources(self.frame, self.names, self.task, parts)
-
-    def _classes(self) -> bool:
-        return self.task.kind in ("classification", "multilabel")
 
     def _rows(self, split: str) -> pd.DataFrame:
         return self.frame if not split else self.frame[self.parts == split].reset_index(drop=True)
 
     def _targets(self, frame: pd.DataFrame) -> list[Any]:
         if self.task.kind == "multilabel":
-            return [[p.strip() for p in str(value).split(";") if p.strip()] for value in frame[self.names[0]]]
+            labels = as_text(frame[self.names[0]]).fillna("")
+            return [[p.strip() for p in str(value).split(";") if p.strip()] for value in labels]
         if self.task.kind == "classification":
-            return [str(value) for value in frame[self.names[0]]]
+            return [str(value) for value in as_text(frame[self.names[0]])]
         return cast(list[Any], frame[list(self.names)].astype(float).to_dict("records"))
 
     def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> TableExamples:
@@ -261,7 +265,9 @@ class SeriesSources:
                 std = np.nanstd(frame.values[:size], axis=0)
             for name, value in zip(frame.names, std.tolist(), strict=True):
                 scales.setdefault(name, value)
-        known = tuple((name, value) for name, value in scales.items() if value > 0) if len(self.frames) == 1 else ()
+        # A variate that stands still while training counts in its own units.
+        full = tuple((name, value if value > 0 else 1.0) for name, value in scales.items())
+        known = full if len(self.frames) == 1 else ()
         return {"horizon": self.horizon, "variate_scale": known}
 
     def tokenizer_options(self) -> dict[str, Any]:

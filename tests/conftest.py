@@ -1,0 +1,179 @@
+"""What the tests of whole pipelines share: a tiny encoder, generated inputs of every modality, small configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from polysense.backbone.encoder import Encoder, EncoderConfig
+from polysense.backbone.weights import save_encoder
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Series, Values
+from polysense.data.dataset import BoxTarget
+from polysense.pipeline import Pipeline
+from polysense.tasks import TASKS
+
+WIDTH = 48
+CLASSES = ("a", "b", "c")
+HORIZON = 8
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "image": {"size": 64},
+    "video": {"size": 64, "frames": 2},
+    "audio": {"window": 1.0},
+    "point_cloud": {"points": 128, "groups": 8, "neighbours": 8},
+    "time_series": {"context": 64},
+    "tabular": {"bins": 4},
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "classification": {"classes": CLASSES},
+    "multilabel": {"classes": CLASSES, "multi_label": True},
+    "regression": {"names": ("p", "q"), "mean": (3.0, -1.0), "std": (2.0, 0.5), "hidden": 16},
+    "embedding": {},
+    "segmentation": {"classes": CLASSES, "channels": 16},
+    "detection": {"classes": CLASSES, "channels": 16, "depth": 1},
+    "forecasting": {"horizon": HORIZON, "tokens": 7},
+}
+ANSWERS = {"classification": Labels, "multilabel": Labels, "regression": Values, "embedding": Embedding,
+           "segmentation": Mask, "detection": Boxes, "forecasting": Series}  # fmt: skip
+
+
+def tiny_encoder() -> Encoder:
+    """Random and far from the identity, so that attention to padding would show."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        encoder = Encoder(EncoderConfig(width=WIDTH, depth=2, heads=3))
+        for parameter in encoder.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.15) if parameter.ndim > 1 else None
+    return encoder.freeze()
+
+
+def make_table(rows: int, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"size": rng.normal(10, 3, rows), "count": rng.integers(0, 9, rows).astype(float),
+                          "kind": rng.choice(["red", "green"], rows)})  # fmt: skip
+    frame.loc[rows - 1, "size"] = np.nan
+    return frame
+
+
+def make_input(modality: str, number: int = 0) -> Any:
+    """An in-memory input; every number gives another one, of another size."""
+    rng = np.random.default_rng(number)
+    grow = number % 4
+    if modality == "image":
+        return Image.fromarray(rng.integers(0, 256, (50 + 40 * grow, 120 - 20 * grow, 3), np.uint8))
+    if modality == "video":
+        return rng.integers(0, 256, (1 + 2 * grow, 40 + 20 * grow, 60, 3), np.uint8)
+    if modality == "audio":
+        return rng.normal(0, 0.1, 4000 + 9000 * grow).astype(np.float32), 16_000
+    if modality == "point_cloud":
+        return rng.normal(0, 1 + grow, (5 + 90 * grow, 3))
+    if modality == "time_series":
+        count = 20 + 30 * grow
+        times = pd.date_range("2024-01-01", periods=count, freq="h")
+        values = rng.normal(grow, 2, (count, 2)).cumsum(0)
+        return pd.DataFrame({"time": times, "load": values[:, 0], "heat": values[:, 1]})
+    return make_table(3, number).to_dict("records")[number % 3]
+
+
+def make_target(kind: str, meta: dict[str, Any]) -> Any:
+    """A target that suits an input with this meta."""
+    rng = np.random.default_rng(0)
+    if kind == "segmentation":
+        shape = meta["size"] if "size" in meta else len(meta["xyz"])
+        return rng.integers(0, len(CLASSES), shape)
+    if kind == "detection":
+        height, width = meta["size"]
+        return BoxTarget([[0.1 * width, 0.2 * height, 0.6 * width, 0.9 * height]], ["b"])
+    simple = {"classification": "b", "multilabel": ["a", "c"], "regression": {"p": 4.0, "q": -2.0},
+              "forecasting": rng.normal(size=HORIZON)}  # fmt: skip
+    return simple[kind]
+
+
+def build_tiny(task: str, encoder: Encoder | str, **over: Any) -> Pipeline:
+    """An untrained pipeline of the task on a tiny encoder; `tokenizer` and `head` add to the usual small options."""
+    what = TASKS[task]
+    front, head = dict(TOKENIZERS[what.modality]), dict(HEADS[what.kind])
+    if what.kind == "forecasting":
+        front |= {"fixed_context": True, "center": "last"}
+    sources = [make_table(40)] if what.modality == "tabular" else []
+    return Pipeline.build(task, encoder=encoder, tokenizer=front | over.pop("tokenizer", {}),
+                          head=head | over.pop("head", {}), sources=sources, **over).eval()  # fmt: skip
+
+
+def numbers_of(prediction: Any) -> np.ndarray:
+    """What a prediction says, as one vector to compare."""
+    if isinstance(prediction, Labels):
+        return np.array([score for _, score in sorted(zip(prediction.names, prediction.scores, strict=True))])
+    if isinstance(prediction, Values):
+        return np.array(list(prediction.values.values()))
+    if isinstance(prediction, Embedding):
+        return prediction.vector
+    if isinstance(prediction, Boxes):
+        return np.concatenate([prediction.scores[:, None], prediction.xyxy], 1)[:5].ravel()
+    if isinstance(prediction, Mask):
+        return np.append(prediction.index.ravel(), prediction.confidence)
+    return np.concatenate([prediction.mean.ravel(), *(values.ravel() for values in prediction.quantiles.values())])
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture(scope="session")
+def encoder_spec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny encoder as a file, so that bundles find it again."""
+    path = tmp_path_factory.mktemp("encoder") / "tiny.safetensors"
+    save_encoder(tiny_encoder(), path)
+    return f"file:{path}"
+
+
+@pytest.fixture(scope="session")
+def build(encoder: Encoder) -> Callable[..., Pipeline]:
+    """build(task, tokenizer=…, head=…) -> a tiny pipeline."""
+    return lambda task, encoder=encoder, **over: build_tiny(task, encoder, **over)
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., Any]:
+    """make(modality, number) -> an input."""
+    return make_input
+
+
+@pytest.fixture(scope="session")
+def target_for() -> Callable[..., Any]:
+    return make_target
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Callable[[Any], np.ndarray]:
+    return numbers_of
+
+
+@pytest.fixture(scope="session")
+def table() -> Callable[..., pd.DataFrame]:
+    return make_table
+
+
+@pytest.fixture(scope="session")
+def answers() -> dict[str, type]:
+    return ANSWERS
+
+
+@pytest.fixture
+def image_folders(tmp_path: Path) -> Path:
+    """Three classes of noisy pictures that differ in colour, 12 each."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for k in range(12):
+            pixels = rng.integers(0, 120, (40 + 4 * k, 48, 3))
+            pixels[..., 2 - i] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{k}.png")
+    return tmp_path / "pictures"
