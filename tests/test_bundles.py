@@ -272,7 +272,7 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="no bundle of this name"):
             polysense.load(name)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         polysense.load(tmp_path / "folder")
 
 

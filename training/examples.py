@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -52,10 +53,10 @@ class FileExamples:
         if not self.augment:
             parts = self._parts(i)
             return [(parts[int(rng.integers(len(parts)))], item.target)]
-        from polysense.training.augment import augment
-
-        value, target = augment(self.modality, decode(self.modality, item.source), item.target, rng)
-        sample = replace(self.tokenizer.read(value), source=str(item.source))
+        value, target = varied(self.modality, item, rng)
+        sample = self.tokenizer.read(value)
+        if isinstance(item.source, str | Path):
+            sample = replace(sample, source=str(item.source))
         parts = self.tokenizer.split(sample)
         return [(parts[int(rng.integers(len(parts)))], target)]
 
@@ -73,26 +74,32 @@ class FileExamples:
         return parts
 
 
-def decode(modality: str, source: Any) -> Any:
-    """The in-memory form of an input that `augment` varies and that the tokenizer reads again."""
+def varied(modality: str, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+    """An item's input, decoded and augmented, in a form that the tokenizer reads; and its target."""
+    from polysense.training.augment import augment
+
     if modality == "image":
         from polysense.data.image import read_image
 
-        return read_image(source)
+        return augment(modality, read_image(item.source), item.target, rng)
     if modality == "audio":
         from polysense.data.audio import read_audio
 
-        recording = read_audio(source)
-        return recording.wave, recording.rate
+        recording = read_audio(item.source)
+        return augment(modality, (recording.wave, recording.rate), item.target, rng)
     if modality == "point_cloud":
         from polysense.data.point_cloud import read_cloud
 
-        return read_cloud(source).xyz
+        cloud = read_cloud(item.source)
+        xyz, target = augment(modality, cloud.xyz, item.target, rng)
+        return replace(cloud, xyz=xyz), target
     if modality == "time_series":
         from polysense.data.time_series import read_series
 
-        return read_series(source).values
-    return source
+        frame = read_series(item.source)
+        values, target = augment(modality, frame.values, item.target, rng)
+        return replace(frame, values=values), target
+    return item.source, item.target
 
 
 class TableExamples:
