@@ -243,11 +243,11 @@ def test_faults_of_a_list(listed, name):
 
 def test_what_is_not_there(tmp_path):
     for task in ("image-classification", "object-detection", "image-segmentation", "audio-classification"):
-        with pytest.raises(InputError, match="absent.*no such"):
+        with pytest.raises(InputError, match=r"absent.*no such"):
             load_dataset(TASKS[task], tmp_path / "absent")
         with pytest.raises(InputError):
             load_dataset(TASKS[task], tmp_path)
-    with pytest.raises(InputError, match="cannot be learnt from folders.*csv"):
+    with pytest.raises(InputError, match=r"cannot be learnt from folders.*csv"):
         load_dataset(TASKS["image-regression"], tmp_path)
 
 

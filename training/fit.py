@@ -167,6 +167,14 @@ def train_pipeline(
     pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
 ) -> int:
     """Both phases; leaves the best state in the pipeline and returns the epochs of the joint one."""
+    with torch.random.fork_rng([pipeline.device] if pipeline.device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed)  # of dropout
+        return _train_pipeline(pipeline, learning, validation, recipe, progress)
+
+
+def _train_pipeline(
+    pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
+) -> int:
     watched = Subset.even(validation, MAX_VALIDATION)
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
