@@ -22,14 +22,15 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
 
     A sequence without a real token gives zeros.
     """
-    x, mask = tokens.x, tokens.dense_mask()
-    weight = mask.unsqueeze(-1).to(x.dtype)
-    count = weight.sum(1).clamp_min(1)
+    mask = tokens.dense_mask()
+    # masked_fill and not a product: what stands at padded places is undefined and may be NaN.
+    x = tokens.x if tokens.mask is None else tokens.x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    count = mask.sum(1, keepdim=True).clamp_min(1).to(x.dtype)
     if kind == "mean":
-        return (x * weight).sum(1) / count
+        return x.sum(1) / count
     if kind == "std":
-        mean = (x * weight).sum(1, keepdim=True) / count.unsqueeze(1)
-        return ((((x - mean) ** 2) * weight).sum(1) / count + 1e-6).sqrt()
+        away = (x - x.sum(1, keepdim=True) / count.unsqueeze(1)) ** 2
+        return (away.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / count + 1e-6).sqrt()
     if kind == "max":
         largest = x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
         return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)

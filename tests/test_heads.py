@@ -1,0 +1,410 @@
+"""Pooled and forecasting heads: padding invariance, units, calibration, merging; and the probe that begins a fit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from polysense.core.errors import InputError
+from polysense.core.types import Features, Tokens
+from polysense.heads.classify import ClassificationConfig, ClassificationHead
+from polysense.heads.embed import EmbeddingConfig, EmbeddingHead
+from polysense.heads.forecast import ForecastConfig, ForecastHead
+from polysense.heads.pool import STATISTICS, Pool, masked_statistic
+from polysense.heads.regress import RegressionConfig, RegressionHead
+from polysense.tasks import TASKS
+from polysense.training.fit import calibrate
+from polysense.training.probe import can_probe, pooled_features, probe
+
+WIDTH, TOKENS, HORIZON = 24, 5, 6
+LENGTHS = (5, 2, 3, 1)
+
+
+def features(lengths=LENGTHS, padding=0.0, layers=(), cls=False, left=False, to=TOKENS):
+    """Random tokens, the same for a length whatever the batch, with anything at padded places."""
+    mask = torch.zeros(len(lengths), to, dtype=torch.bool)
+    sets = [torch.full((len(lengths), to, WIDTH), padding) for _ in range(1 + len(layers))]
+    for i, length in enumerate(lengths):
+        real = slice(to - length, to) if left else slice(length)
+        mask[i, real] = True
+        for layer, x in enumerate(sets):
+            x[i, real] = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(10 * length + layer))
+    made = [Tokens(x, None if bool(mask.all()) else mask, torch.zeros(*mask.shape, 1)) for x in sets]
+    prefix = sets[0].nan_to_num().sum(1) if cls else None
+    return Features(made[0], dict(zip(layers, made[1:], strict=True)), prefix)
+
+
+def classifier(**options):
+    torch.manual_seed(0)
+    return ClassificationHead(ClassificationConfig(**{"classes": ("a", "b", "c"), **options}), WIDTH)
+
+
+def forecaster(**options):
+    torch.manual_seed(0)
+    return ForecastHead(ForecastConfig(**{"horizon": HORIZON, "tokens": TOKENS, "reduce": 4, **options}), WIDTH)
+
+
+HEADS = {
+    "classify": classifier,
+    "classify-hidden": lambda: classifier(hidden=8, pooling=STATISTICS, layers=(0, 2), dropout=0.1),
+    "classify-labels": lambda: classifier(multi_label=True),
+    "regress": lambda: RegressionHead(RegressionConfig(("p", "q"), (1.0, 2.0), (3.0, 4.0)), WIDTH),
+    "embed": lambda: EmbeddingHead(EmbeddingConfig(layers=(1,)), WIDTH),
+    "forecast": forecaster,
+    "forecast-hidden": lambda: forecaster(hidden=3, quantiles=(0.05, 0.95)),
+}
+LABELS = {"classify": ["a", "b", "c", "a"], "classify-hidden": ["a", "b", "c", "a"], "regress": [1.0, 2.0, 3.0, 4.0],
+          "classify-labels": [["a"], ["a", "c"], [], ["b"]],
+          "forecast": list(np.random.default_rng(0).normal(size=(4, HORIZON)))}  # fmt: skip
+META = [{"loc": [2.0], "scale": [0.5], "names": [f"v{i}"], "source": f"s{i}"} for i in range(4)]
+
+
+def head_and_features(name, **options):
+    head = HEADS[name]()
+    left = name.startswith("forecast")
+    return head, features(layers=head.layers, left=left, **options)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_padding_changes_nothing(name):
+    head, batch = head_and_features(name)
+    head.eval()
+    together = head(batch)
+    padded = [features(LENGTHS, value, head.layers, left=name.startswith("forecast")) for value in (7.0, -1e4)]
+    for out in map(head, padded):
+        assert all(torch.allclose(out[key], together[key], atol=1e-5) for key in together)
+    for i, length in enumerate(LENGTHS):
+        count = TOKENS if name.startswith("forecast") else length  # the forecaster's windows always have all tokens
+        single = head(features([length], 0.0, head.layers, left=name.startswith("forecast"), to=count))
+        for key in together:
+            torch.testing.assert_close(single[key][0], together[key][i], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STATISTICS)
+def test_padding_may_be_nan(kind):
+    clean, dirty = (features(padding=value).last for value in (0.0, float("nan")))
+    x = dirty.x.clone().requires_grad_()
+    found = masked_statistic(Tokens(x, dirty.mask, dirty.pos), kind)
+    torch.testing.assert_close(found, masked_statistic(clean, kind))
+    found.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "embed"])
+def test_gradient_reaches_every_parameter(name):
+    head, batch = head_and_features(name)
+    labels = LABELS.get(name, LABELS[name.split("-")[0]])
+    if name == "regress":
+        labels = [{"p": v, "q": -v} for v in labels]
+    head.loss(head(batch), head.targets(labels, META))["loss"].backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_configuration_survives_json(name):
+    head = HEADS[name]()
+    again = type(head)(type(head.config)(**json.loads(json.dumps(head.config_dict()))), WIDTH)
+    assert again.config == head.config
+    again.load_state_dict(head.state_dict())
+
+
+def test_statistics_by_hand():
+    x = torch.tensor([[[1.0, -4], [3, 2], [9, 9]]])
+    tokens = Tokens(x, torch.tensor([[True, True, False]]), torch.zeros(1, 3, 1))
+    assert masked_statistic(tokens, "mean").tolist() == [[2, -1]]
+    assert masked_statistic(tokens, "max").tolist() == [[3, 2]]
+    assert masked_statistic(tokens, "last").tolist() == [[3, 2]]
+    assert masked_statistic(tokens, "std").tolist() == [pytest.approx([1, 3], abs=1e-5)]
+    empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1))
+    assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in STATISTICS)
+
+
+def test_pool_widths_and_the_class_token():
+    for pooling, layers, width in ((("mean",), (), 1), (("mean", "max", "std"), (0, 1), 9), (("cls", "mean"), (1,), 3)):
+        pool = Pool(WIDTH, pooling, layers)
+        out = pool(features((5, 2, 3, 4), layers=layers, cls=True))  # the std of one token would be constant
+        assert out.shape == (4, pool.width) and pool.width == width * WIDTH
+        parts = out.view(4, width, WIDTH)
+        torch.testing.assert_close(parts.mean(-1), torch.zeros(4, width), atol=1e-5, rtol=0)
+        torch.testing.assert_close(parts.var(-1, correction=0), torch.ones(4, width), atol=1e-3, rtol=0)
+        assert not list(pool.parameters())
+    with pytest.raises(ValueError, match="class token"):
+        Pool(WIDTH, ("cls",))(features())
+    with pytest.raises(ValueError, match="unknown pooling 'median'"):
+        Pool(WIDTH, ("median",))
+    with pytest.raises(ValueError, match="unknown pooling"):
+        masked_statistic(features().last, "median")
+
+
+def test_classes_must_differ():
+    for classes in ((), ("a",), ("a", "a")):
+        with pytest.raises(ValueError, match="at least two"):
+            classifier(classes=classes)
+    assert classifier(classes=("a",), multi_label=True).config.classes == ("a",)
+    with pytest.raises(ValueError, match="'d' is not one of this head's: a, b, c"):
+        classifier().targets(["a", "d"], META[:2])
+
+
+def test_decoded_labels_are_sorted_probabilities():
+    out = {"logits": torch.tensor([[0.0, 2.0, 1.0]])}
+    one, = classifier().decode(out, META[:1])  # fmt: skip
+    assert one.names == ["b", "c", "a"] and one.chosen == ["b"] and one.source == "s0"
+    assert one.scores == pytest.approx(sorted(out["logits"][0].softmax(0).tolist(), reverse=True))
+    several = classifier(multi_label=True, threshold=0.6).decode(out, META[:1])[0]
+    assert several.chosen == ["b", "c"] and several.scores == pytest.approx([0.8808, 0.7311, 0.5], abs=1e-4)
+    assert classifier(multi_label=True).decode({"logits": torch.tensor([[-9.0, -9, -9]])}, META[:1])[0].chosen == []
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_calibration_lowers_the_log_loss(multi_label):
+    rng = np.random.default_rng(0)
+    honest = torch.from_numpy(rng.normal(0, 1.5, (2000, 3))).float()
+    if multi_label:
+        target = (torch.from_numpy(rng.random((2000, 3))) < honest.sigmoid()).float()
+    else:
+        target = torch.multinomial(honest.softmax(-1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    for factor in (3.0, 0.4):  # too sure, too timid
+        head = classifier(multi_label=multi_label, label_smoothing=0.0 if multi_label else 0.3)
+        logits = honest * factor
+        before = F.nll_loss(logits.log_softmax(-1), target) if not multi_label else head.loss(
+            {"logits": logits}, {"labels": target})["loss"]  # fmt: skip
+        head.calibrate(logits, target)
+        assert float(head.temperature) == pytest.approx(factor, rel=0.12)
+        probabilities = head.probabilities({"logits": logits})
+        after = (
+            F.binary_cross_entropy(probabilities, target) if multi_label else F.nll_loss(probabilities.log(), target)
+        )
+        assert after < before - 0.02
+        assert "temperature" in head.state_dict()
+
+
+def test_regression_answers_in_the_targets_units():
+    head = RegressionHead(RegressionConfig(("p", "q"), (10.0, -5.0), (2.0, 0.5)), WIDTH)
+    labels = [{"p": 13.0, "q": -5.25}, {"q": -4.0, "p": 8.0}]
+    target = head.targets(labels, META[:2])
+    assert target["values"].tolist() == [[1.5, -0.5], [-1.0, 2.0]]
+    assert [answer.values for answer in head.decode(target, META[:2])] == labels
+    plain = RegressionHead(RegressionConfig(), WIDTH)
+    assert plain.decode(plain.targets([2.5], META[:1]), META[:1])[0].values == {"value": 2.5}
+
+
+def test_embeddings_have_unit_length():
+    head = EmbeddingHead(EmbeddingConfig(), WIDTH)
+    answers = head.decode(head(features()), META)
+    assert all(np.linalg.norm(answer.vector) == pytest.approx(1, abs=1e-5) for answer in answers)
+    raw = EmbeddingHead(EmbeddingConfig(normalise=False), WIDTH)
+    assert np.linalg.norm(raw.decode(raw(features()), META)[0].vector) > 2
+
+
+def test_windows_are_averaged():
+    head = classifier()
+    out = {"logits": torch.arange(12.0).view(4, 3)}
+    owner = torch.tensor([0, 0, 0, 1])
+    assert head.merge(out, owner)["logits"].tolist() == [[3, 4, 5], [9, 10, 11]]
+    assert [about["source"] for about in head.merge_meta(META, owner)] == ["s0", "s3"]
+    assert head.merge(out, torch.arange(4))["logits"] is out["logits"]
+
+
+def trained(head, batch, target, steps=60):
+    optimiser = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = head.loss(head(batch), target)["loss"]
+        loss.backward()
+        optimiser.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def test_quantiles_never_cross():
+    head, batch = head_and_features("forecast")
+    for seed in range(5):
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(seed))
+        assert (head(batch)["quantiles"].diff(dim=-1) >= 0).all()
+    answer = head.eval().decode(head.merge(head(batch), torch.tensor([0, 0, 1, 1])),
+                                head.merge_meta([{**m, "history": np.zeros((3, 1))} for m in META],
+                                                torch.tensor([0, 0, 1, 1])))[0]  # fmt: skip
+    levels = np.stack([answer.quantiles[level] for level in sorted(answer.quantiles)])
+    assert (np.diff(levels, axis=0) >= 0).all()
+
+
+def test_forecaster_learns_means_and_quantiles():
+    head = forecaster(dropout=0.0)
+    batch = features([5] * 4, layers=head.layers)
+    batch = Features(Tokens(batch.last.x * torch.arange(1.0, 5)[:, None, None], None, batch.last.pos), batch.hidden)
+    target = head.targets(LABELS["forecast"], META)
+    nothing = {name: torch.zeros_like(value) for name, value in head(batch).items()}
+    assert trained(head, batch, target) < 0.3 * head.loss(nothing, target)["loss"].item()
+
+
+def test_missing_future_values_do_not_count():
+    head, batch = head_and_features("forecast")
+    head.eval()
+    labels = np.random.default_rng(1).normal(size=(4, HORIZON))
+    holes = labels.copy()
+    holes[:, 3:] = np.nan
+    losses = []
+    for value in (0.0, 1e6):
+        out = {key: x.clone() for key, x in head(batch).items()}
+        out["mean"][:, 3:] += value
+        out["quantiles"][:, 3:] += value
+        losses.append(head.loss(out, head.targets(list(holes), META))["loss"].item())
+    assert losses[0] == losses[1] and np.isfinite(losses[0])
+    head.loss(head(batch), head.targets(list(holes * np.nan), META))["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_errors_count_as_the_metric_counts_them():
+    head = forecaster(variate_scale=(("v0", 0.5), ("v1", 5.0)))
+    weight = head.targets(LABELS["forecast"], META)["weight"].tolist()
+    assert weight == pytest.approx([1.0, 0.01, 1.0, 1.0])  # (scale / std)², at least 0.01; 1 for unknown variates
+
+
+def test_wrong_number_of_tokens():
+    head = forecaster()
+    with pytest.raises(ValueError, match="5 tokens, got 4"):
+        head(features([4], to=4, layers=head.layers))
+
+
+class FrozenFeatures:
+    """Examples whose "samples" are rows; with a pipeline that pools a row as it is."""
+
+    def __init__(self, rows, targets):
+        self.rows, self.targets = rows, targets
+
+    def __len__(self):
+        return len(self.rows)
+
+    def whole(self, i):
+        return [self.rows[i]], self.targets[i]
+
+
+class RowPipeline:
+    """What `probe` needs of a pipeline, with rows of numbers as pooled features."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, task, head):
+        self.task, self.head, self.tokenizer = TASKS[task], head, self
+        head.pool = torch.nn.Identity()
+
+    def eval(self):
+        return self
+
+    def collate(self, rows):
+        return {"x": torch.stack(list(rows)), "meta": [{"source": "row"}] * len(rows)}
+
+    def features(self, batch):
+        return batch["x"]
+
+
+def rows_of(seed, count=300, classes=3):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=count)
+    means = np.random.default_rng(99).normal(0, 0.5, (classes, 2 * WIDTH))
+    x = means[labels] + rng.normal(size=(count, 2 * WIDTH))
+    return torch.from_numpy(x * 7 + 100).float(), labels  # far from standardised
+
+
+def accuracy(head, x, labels):
+    return float((head.from_pooled(x)["logits"].argmax(-1).numpy() == labels).mean())
+
+
+def test_probe_is_as_good_as_logistic_regression():
+    (x, y), (x_val, y_val), (x_test, y_test) = (rows_of(seed, count) for seed, count in ((0, 300), (1, 300), (2, 2000)))
+    head = classifier()
+    names = np.array(head.config.classes)
+    pipeline = RowPipeline("image-classification", head)
+    assert can_probe(head)
+    val = FrozenFeatures(x_val, names[y_val])
+    probe(pipeline, FrozenFeatures(x, names[y]), val, 64)
+    scaled = lambda rows: ((rows - x.mean(0)) / x.std(0)).numpy()  # noqa: E731
+    best = max(LogisticRegression(C=c, max_iter=1000).fit(scaled(x), y).score(scaled(x_test), y_test)
+               for c in (1e-3, 1e-2, 0.1, 1.0))  # fmt: skip
+    found = accuracy(head, x_test, y_test)
+    assert best > 0.8 and found > best - 0.02
+    pooled, target = pooled_features(pipeline, val, 64)
+    torch.testing.assert_close(pooled, x_val)
+    assert target["labels"].tolist() == y_val.tolist()
+    with torch.inference_mode():
+        assert head.loss(head.from_pooled(x_val), target)["loss"] < 0.7 * np.log(3)
+
+
+def test_two_classes():
+    (x, y), (x_val, y_val) = rows_of(0, classes=2), rows_of(1, classes=2)
+    head = classifier(classes=("no", "yes"))
+    names = np.array(head.config.classes)
+    probe(
+        RowPipeline("image-classification", head), FrozenFeatures(x, names[y]), FrozenFeatures(x_val, names[y_val]), 64
+    )
+    scaled = ((x - x.mean(0)) / x.std(0)).numpy()
+    model = LogisticRegression(C=0.02).fit(scaled, y)
+    assert accuracy(head, x, y) == pytest.approx(model.score(scaled, y), abs=0.03)
+
+
+def test_classes_absent_from_training_are_improbable():
+    (x, y), (x_val, y_val) = rows_of(0), rows_of(1)
+    head = classifier(classes=("zebra", "b", "c", "d", "yak"))
+    names = np.array(["b", "c", "d"])
+    probe(
+        RowPipeline("image-classification", head), FrozenFeatures(x, names[y]), FrozenFeatures(x_val, names[y_val]), 64
+    )
+    scores = head.from_pooled(x_val)["logits"].softmax(-1)
+    assert scores[:, [0, 4]].max() < 0.05 and accuracy(head, x_val, y_val + 1) > 0.75
+
+
+def test_probe_of_several_labels():
+    (x, y), (x_val, y_val) = rows_of(0), rows_of(1)
+    tags = [["b"], ["b", "a"], []]  # "c" is never there
+    head = classifier(multi_label=True)
+    probe(RowPipeline("image-multilabel", head), FrozenFeatures(x, [tags[i] for i in y]),
+          FrozenFeatures(x_val, [tags[i] for i in y_val]), 64)  # fmt: skip
+    chosen = head.probabilities(head.from_pooled(x_val)) > 0.5
+    truth = torch.tensor([[i == 1, i != 2, False] for i in y_val])
+    assert (chosen == truth).float().mean() > 0.85 and not chosen[:, 2].any()
+
+
+def test_probe_of_numbers():
+    x, _ = rows_of(0)
+    head = RegressionHead(RegressionConfig(("p",), (50.0,), (10.0,), hidden=0), WIDTH)
+    values = (50 + 3 * (x[:, 0] - 100) / 7).tolist()
+    probe(RowPipeline("image-regression", head), FrozenFeatures(x[:200], values[:200]),
+          FrozenFeatures(x[200:], values[200:]), 64)  # fmt: skip
+    guess = [answer.values["p"] for answer in head.decode(head.from_pooled(x[200:]), [{"source": ""}] * 100)]
+    assert np.abs(np.array(guess) - values[200:]).mean() < 0.3
+
+
+def test_what_cannot_be_probed():
+    assert not can_probe(classifier(hidden=4)) and not can_probe(forecaster())
+    assert not can_probe(EmbeddingHead(EmbeddingConfig(), WIDTH))
+    (x, _), head = rows_of(0), classifier()
+    with pytest.raises(InputError, match="all its examples are of one class, a"):
+        probe(
+            RowPipeline("image-classification", head),
+            FrozenFeatures(x, ["a"] * 300),
+            FrozenFeatures(x, ["a"] * 300),
+            64,
+        )
+
+
+def test_one_training_example_gives_no_nan():
+    head = RegressionHead(RegressionConfig(hidden=0), WIDTH)
+    x, _ = rows_of(0, 2)
+    probe(RowPipeline("image-regression", head), FrozenFeatures(x[:1], [1.0]), FrozenFeatures(x[1:], [1.0]), 8)
+    assert all(parameter.isfinite().all() for parameter in head.parameters())
+
+
+def test_calibration_of_a_fit_uses_every_validation_row():
+    (x, y), head = rows_of(0), classifier()
+    names = np.array(head.config.classes)
+    with torch.no_grad():
+        head.classify[-1].weight.mul_(5)
+    before = F.cross_entropy(head.from_pooled(x)["logits"], torch.from_numpy(y))
+    calibrate(RowPipeline("image-classification", head), FrozenFeatures(x, names[y]), 64)
+    assert float(head.temperature) > 3
+    after = F.cross_entropy(head.from_pooled(x)["logits"] / head.temperature, torch.from_numpy(y))
+    assert after < before
