@@ -1,5 +1,6 @@
 """Joint pretraining on generated caches: it learns, resumes exactly, keeps frozen stems and writes what loads."""
 
+import copy
 import csv
 import importlib.util
 import io
@@ -150,7 +151,8 @@ def test_projection_begins_as_principal_axes(tmp_path):
     torch.manual_seed(0)
     stream = FrontStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 4, {"c": (tmp_path / "c.st", 1.0, False)},
                          torch.zeros(16, 2))  # fmt: skip
-    seen = stream.tokenizer.project(tokens).flatten(0, 1)
+    with torch.no_grad():
+        seen = stream.tokenizer.project(tokens).flatten(0, 1)
     assert float(seen.mean(0).abs().max()) < 0.05
     assert float(seen[:, :2].var(0).sum() / seen.var(0).sum()) > 0.99
     assert float(seen.std()) == pytest.approx(1.0, abs=0.2)
@@ -185,7 +187,7 @@ def test_stems_stay_and_the_rest_learns(run):
         for name, value in stream.tokenizer.stem.state_dict().items():
             assert torch.equal(value, stems[f"{stream.name}.{name}"])
     assert any(block.attn.proj.weight.any() for block in trunk.blocks)
-    fresh, untouched = everything(folder)
+    _, untouched = everything(folder)
     for stream, begun in zip(streams, untouched, strict=True):
         now, then = stream.state_dict(), begun.state_dict()
         learned = [name for name in now if not torch.equal(now[name], then[name])]
@@ -193,7 +195,7 @@ def test_stems_stay_and_the_rest_learns(run):
 
 
 def test_exported_files_load(run):
-    folder, trunk, streams, stems = run
+    folder, trunk, streams, _ = run
     weights = folder / "out" / "weights"
     loaded = load_encoder(f"file:{weights / 'encoder.safetensors'}")
     assert loaded.config == trunk.config
@@ -203,7 +205,7 @@ def test_exported_files_load(run):
     assert files == ["audio", "image", "point_cloud", "time_series", "video"]  # no table: each brings its own columns
     for stream in streams[:4]:
         state = load_file(weights / "tokenizers" / f"{stream.name}.safetensors")
-        stream.tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, strict=True)
+        copy.deepcopy(stream.tokenizer).load_state_dict({name: value.float() for name, value in state.items()})
     video = VideoTokenizer(VideoConfig(width=WIDTH))
     state = load_file(weights / "tokenizers" / "video.safetensors")
     assert not video.load_state_dict(
@@ -214,7 +216,7 @@ def test_exported_files_load(run):
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_resumed_run_equals_the_whole(at, run, tmp_path, monkeypatch):
-    folder, trunk, streams, _ = run
+    folder, trunk, _, _ = run
     stopped, parts = everything(folder)
     log = pretraining._log
 
