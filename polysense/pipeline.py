@@ -62,7 +62,7 @@ class Pipeline(nn.Module):
             )
         self.task, self.tokenizer, self.encoder, self.head = task, tokenizer, encoder.freeze(), head
         self.name, self.metrics, self.about = name or task.name, dict(metrics or {}), dict(about or {})
-        self.pretrained: frozenset[str] = frozenset()  # tokenizer tensors that began with embedded or published weights
+        self.settled: set[str] = set()  # tensors that training should change little: pretrained, or solved for
 
     @classmethod
     def build(
@@ -97,7 +97,7 @@ class Pipeline(nn.Module):
                 fix = f"see {head_class.Config.__name__} for the options"
                 raise InputError(f"head of {task}", str(error), fix) from error
             pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
-            pipeline.pretrained = frozenset(pretrained)
+            pipeline.settled = {f"tokenizer.{name}" for name in pretrained}
             return pipeline
 
     @property
@@ -210,10 +210,11 @@ class Pipeline(nn.Module):
 
     def _run(self, samples: Sequence[Sample]) -> tuple[Out, list[dict[str, Any]]]:
         batch = self.tokenizer.collate(samples)
-        return {name: value.cpu() for name, value in self.forward(batch).items()}, batch["meta"]
+        return self.forward(batch), batch["meta"]
 
     def _decode(self, out: Out, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[Prediction]:
-        return self.head.decode(self.head.merge(out, owner), self.head.merge_meta(meta, owner))
+        # On the head's device: some heads decode with learned parts.
+        return self.head.decode(self.head.merge(out, owner.to(self.device)), self.head.merge_meta(meta, owner))
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Writes the bundle folder, whole or not at all. See `polysense.saving`."""
@@ -242,6 +243,9 @@ class Pipeline(nn.Module):
                 fix = "see polysense models for the names, or give a bundle folder or a Hub repository owner/name"
                 raise InputError(name_or_path, "there is no bundle of this name", fix)
             folder = download_bundle(str(name_or_path))
+            pipeline = load(cls, folder)
+            pipeline.name = str(name_or_path)  # the folder is called after a commit
+            return pipeline.to(device)
         return load(cls, folder).to(device)
 
 

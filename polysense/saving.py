@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ def save(pipeline: Pipeline, path: Path) -> Path:
     """Writes a bundle. An existing bundle at `path` is replaced at the end; anything else there is left alone.
 
     Raises:
-        InputError: `path` is a file, or a folder that is no bundle.
+        InputError: `path` is a file, or a folder that is no bundle; or the encoder could not be found again.
     """
     from safetensors.torch import save_file
 
@@ -40,9 +42,10 @@ def save(pipeline: Pipeline, path: Path) -> Path:
             "name": pipeline.task.modality,
             "config": pipeline.tokenizer.config_dict(),
             "embedded_tensors": shared,
+            "embedded_sha256": fingerprint({name: pipeline.tokenizer.state_dict()[name] for name in shared}),
         },
         "head": {"name": pipeline.task.head, "config": pipeline.head.config_dict()},
-        "encoder": {"spec": pipeline.encoder.spec or "unnamed", "sha256": pipeline.encoder_hash},
+        "encoder": {"spec": _lasting(pipeline.encoder.spec), "sha256": pipeline.encoder_hash},
         "metrics": pipeline.metrics,
         "about": pipeline.about,
     }
@@ -57,6 +60,24 @@ def save(pipeline: Pipeline, path: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _lasting(spec: str) -> str:
+    """The spec by which the encoder is found again, from any folder."""
+    if not spec:
+        fix = "write it with save_encoder and load it as file:PATH"
+        raise InputError("the encoder", "it has no spec by which a bundle could find it again", fix)
+    kind, _, name = spec.partition(":")
+    return f"file:{Path(name).expanduser().resolve()}" if kind == "file" else spec
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_place(path: Path) -> None:
@@ -137,7 +158,11 @@ def load(cls: type[Pipeline], folder: Path) -> Pipeline:
     parts = _stored_tensors(folder / "model.safetensors")
     if shared := config["tokenizer"]["embedded_tensors"]:
         base = embedded_tokenizer_state(config["tokenizer"]["name"])
-        parts["tokenizer"] |= {name: base[name] for name in shared if name in base}
+        known = {name: base[name] for name in shared if name in base}
+        if fingerprint(known) != config["tokenizer"].get("embedded_sha256", fingerprint(known)):
+            problem = f"it was made for another embedded {config['tokenizer']['name']} tokenizer than this version's"
+            raise InputError(folder, problem, "fit it again, or install the version of polysense that made it")
+        parts["tokenizer"] |= known
     load_strict(tokenizer, parts["tokenizer"], folder / "model.safetensors")
     load_strict(head, parts["head"], folder / "model.safetensors")
     return cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],

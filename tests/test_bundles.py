@@ -225,6 +225,25 @@ def test_embedded_tensors_are_not_stored_again(tmp_path, make, numbers):
     np.testing.assert_array_equal(numbers(loaded(make("image"))[0]), numbers(pipeline(make("image"))[0]))
 
 
+def test_other_embedded_tokenizer_is_refused(tmp_path, monkeypatch):
+    folder = Pipeline.build("image-embedding").save_pretrained(tmp_path / "bundle")
+    stored = saving.embedded_tokenizer_state
+    monkeypatch.setattr(saving, "embedded_tokenizer_state", lambda name: {k: v + 0.1 for k, v in stored(name).items()})
+    with pytest.raises(InputError, match="another embedded image tokenizer"):
+        polysense.load(folder)
+
+
+def test_encoder_must_be_found_again(build, encoder, encoder_spec, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"no spec.*file:PATH"):
+        build("image-embedding", encoder=encoder).save_pretrained(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    path = Path(encoder_spec.removeprefix("file:"))
+    monkeypatch.chdir(path.parent)
+    folder = build("image-embedding", encoder=f"file:{path.name}").save_pretrained(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    assert polysense.load(folder).encoder_hash == encoder.fingerprint()
+
+
 def test_loading_changes_no_shared_tensor(tmp_path):
     from polysense.backbone.weights import embedded_tokenizer_state
 
@@ -239,6 +258,13 @@ def test_loading_changes_no_shared_tensor(tmp_path):
 def test_embeddings_need_no_bundle():
     pipeline = polysense.load("image-embedding")
     assert pipeline.task.name == "image-embedding" and pipeline.encoder.spec == "embedded"
+
+
+def test_hub_bundle_keeps_its_name(saved, monkeypatch):
+    from polysense import pipeline as pipelines
+
+    monkeypatch.setattr(pipelines, "download_bundle", lambda repo: saved[1])
+    assert polysense.load("owner/name").name == "owner/name"
 
 
 @pytest.fixture

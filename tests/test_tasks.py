@@ -67,6 +67,21 @@ def test_answer_does_not_depend_on_the_batch(task, build, make, numbers):
                 np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(one).max()))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ALL)
+def test_answers_on_a_gpu(task, build, make, numbers):
+    pipeline = build(task)
+    shake(pipeline)
+    sources = [make(pipeline.modality, number) for number in range(3)]
+    expected = [numbers(answer) for answer in pipeline(sources)]
+    for one, other in zip(expected, pipeline.to("cuda")(sources), strict=True):
+        if pipeline.task.kind == "segmentation":
+            assert (one[:-1] == numbers(other)[:-1]).mean() > 0.99
+        else:
+            np.testing.assert_allclose(numbers(other), one, rtol=1e-2, atol=1e-2 * max(1.0, np.abs(one).max()))
+    assert pipeline.encoder.fingerprint() == build(task).encoder.fingerprint()
+
+
 @pytest.mark.parametrize("task", [name for name in ALL if TASKS[name].kind != "embedding"])
 def test_gradient_reaches_all_but_the_encoder(task, build, make, target_for):
     pipeline = build(task).train()
