@@ -259,17 +259,18 @@ def test_what_learns(train, image_folders, encoder):
 
 def test_embedded_tensors_learn_more_slowly():
     pipeline = Pipeline.build("image-classification", head={"classes": ("a", "b")})
-    optimiser = make_optimiser(pipeline, Recipe(lr=1e-3, pretrained_lr=0.1, weight_decay=0.05))
+    optimiser = make_optimiser(pipeline, Recipe(lr=1e-3, settled_lr=0.1, weight_decay=0.05))
     names = {id(parameter): name for name, parameter in pipeline.named_parameters()}
     seen = set()
     for group in optimiser.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.add(name)
-            began = name.startswith("tokenizer.") and name.removeprefix("tokenizer.") in pipeline.pretrained
-            assert group["lr"] == pytest.approx(1e-4 if began else 1e-3), name
+            assert group["lr"] == pytest.approx(1e-4 if name in pipeline.settled else 1e-3), name
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0), name
-    assert seen == {name for name in names.values() if not name.startswith("encoder.")}
+    assert pipeline.settled and seen == {name for name in names.values() if not name.startswith("encoder.")}
+    kept = make_optimiser(pipeline, Recipe(settled_lr=0.0)).param_groups
+    assert {names[id(p)] for group in kept for p in group["params"]} == seen - pipeline.settled
 
 
 def test_batches_pass_over_small_data_evenly(image_folders, encoder):

@@ -218,7 +218,7 @@ def test_width_must_fit(images):
 
 def test_timm_encoder_brings_its_own_patches(make):
     pipeline = Pipeline.build("image-embedding", encoder="random:vit_tiny_patch16_224", head={"pooling": ("cls",)})
-    assert pipeline.tokenizer.config.form == "vit" and pipeline.pretrained == frozenset()
+    assert pipeline.tokenizer.config.form == "vit" and pipeline.settled == set()
     assert pipeline(make("image"))[0].vector.shape == (192,)
 
 
