@@ -1,5 +1,6 @@
 """The pipeline: any number of sources, one answer for each input, in order; and what importing costs."""
 
+import copy
 import importlib.util
 import io
 import subprocess
@@ -209,6 +210,14 @@ def test_shared_encoder_stays_where_it_is(encoder_spec):
     assert next(one.encoder.parameters()).dtype == torch.float64
     assert next(other.encoder.parameters()).dtype == torch.float32 and other.encoder_hash == fingerprint
     assert not any(parameter.requires_grad for parameter in one.encoder.parameters())
+
+
+def test_encoder_is_frozen_whatever_it_was(images, encoder):
+    free = copy.deepcopy(encoder).requires_grad_(True).train()
+    pipeline = Pipeline(TASKS["image-classification"], images.tokenizer, free, images.head)
+    assert not any(parameter.requires_grad for parameter in pipeline.encoder.parameters())
+    assert not pipeline.encoder.training and not pipeline.train().encoder.training
+    images.eval()
 
 
 def test_width_must_fit(images):

@@ -184,6 +184,7 @@ def test_log_has_every_step_and_loss(run):
 def test_stems_stay_and_the_rest_learns(run):
     folder, trunk, streams, stems = run
     for stream in streams[:2]:
+        assert not any(parameter.requires_grad for parameter in stream.tokenizer.stem.parameters())
         for name, value in stream.tokenizer.stem.state_dict().items():
             assert torch.equal(value, stems[f"{stream.name}.{name}"])
     assert any(block.attn.proj.weight.any() for block in trunk.blocks)
