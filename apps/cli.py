@@ -118,6 +118,14 @@ def fit(
     max_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    settled_lr: Annotated[
+        float | None, typer.Option(help="Factor of --lr for pretrained weights; 0 keeps them.")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Vary the inputs at random while learning.")] = False,
+    borders: Annotated[
+        str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
+    ] = None,
+    ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     val_share: Annotated[float | None, typer.Option(help="Part of train kept for validation where none is.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without progress before it stops.")] = None,
@@ -131,11 +139,23 @@ def fit(
     from polysense.apps.learn import fit as run
 
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
-                 batch_size=batch_size, lr=lr, seed=seed, val_share=val_share, patience=patience, threads=threads,
+                 batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
+                 ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
                  tokenizer_options=_pairs(tokenizer), head_options=_pairs(head))  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+
+
+def _borders(text: str | None) -> tuple[float, ...] | None:
+    """ "0.7,0.1,0.2" -> (0.7, 0.1, 0.2)."""
+    if text is None:
+        return None
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter("three numbers are wanted, such as 0.7,0.1,0.2", param_hint="--borders") from None
+    return train, val, test
 
 
 @app.command("eval")

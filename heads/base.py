@@ -29,15 +29,14 @@ class Head(nn.Module):
     def __init__(self, config: Any, width: int) -> None:
         super().__init__()
         self.config, self.width = config, width
+        if not hasattr(self, "layers"):
+            self.layers = tuple(getattr(config, "layers", ()))
 
     def config_dict(self) -> dict[str, Any]:
         """The configuration as JSON-able values; `Config(**config_dict())` gives it back."""
         return asdict(self.config)
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden layers of the encoder that `forward` reads beside the last one."""
-        return tuple(getattr(self.config, "layers", ()))
+    layers: tuple[int, ...]  # hidden layers of the encoder that `forward` reads beside the last one
 
     def forward(self, features: Features) -> Out:
         """Turns features into raw outputs."""

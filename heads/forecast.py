@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polysense.core.predictions import Prediction, Series
@@ -30,48 +30,57 @@ class ForecastConfig:
     horizon: int = 96  # steps it is trained for; fewer may be asked for
     tokens: int = 12  # tokens of a window; the tokenizer must emit exactly this many
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)  # levels, ascending
-    layers: tuple[int, ...] = (0,)  # hidden layers to read beside the last; 0 keeps a linear path from the history
     hidden: int = 0  # rank of the map from tokens to the forecast; 0: full
     reduce: int = 32  # channels that each token is reduced to before all are flattened
     dropout: float = 0.1  # of the flattened tokens, in training
     variate_scale: tuple[tuple[str, float], ...] = ()  # (name, training std): weights errors as standardised metrics do
 
     def __post_init__(self) -> None:
-        for name in ("quantiles", "layers"):  # JSON gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))  # JSON gives lists
         object.__setattr__(self, "variate_scale", tuple((str(n), float(s)) for n, s in self.variate_scale))
 
 
 @HEADS.register("forecasting")
 class ForecastHead(Head):
-    """All tokens reduced, flattened and mapped to every step at once (direct multi-step)."""
+    """Direct multi-step: the mean is a linear map of all tokens, before and after the encoder; quantiles lie around it.
+
+    The linear map can be solved in closed form (see `training.probe_forecast`). On the encoder's input alone it would
+    be a ridge regression on the history, which is hard to beat on short windows (Zeng et al. 2023, DLinear).
+    """
 
     Config = ForecastConfig
+    layers = (0,)
 
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__(config, width)
-        levels = 1 + len(config.layers)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
-        self.reduce = nn.Linear(levels * width, config.reduce)
-        outputs = config.horizon * (1 + len(config.quantiles))
+        # Without a norm, which would take the patches' amplitudes.
+        self.linear = nn.Linear(2 * config.tokens * width, config.horizon)
+        self.norm = nn.LayerNorm(width)
+        self.reduce = nn.Linear(width, config.reduce)
+        outputs = config.horizon * len(config.quantiles)
         flat = config.tokens * config.reduce
         maps = [nn.Linear(flat, config.hidden), nn.Linear(config.hidden, outputs)] if config.hidden else []
         maps = maps or [nn.Linear(flat, outputs)]
-        nn.init.zeros_(maps[-1].bias)
-        maps[-1].weight.data *= 0.1  # start near "the last level goes on"
         self.project = nn.Sequential(nn.Dropout(config.dropout), *maps)
+        for layer in (self.linear, maps[-1]):  # start near "the last level goes on"
+            nn.init.zeros_(layer.bias)
+            layer.weight.data *= 0.1
         self.horizon = config.horizon  # may be set lower to answer fewer steps
         self._std = dict(config.variate_scale)
 
-    def forward(self, features: Features) -> Out:
+    def flatten(self, features: Features) -> Float[Tensor, "b 2*n*d"]:
+        """The tokens before and after the encoder side by side, zeros where there is no history."""
         if features.last.x.shape[1] != self.config.tokens:
             raise ValueError(f"the forecast head takes {self.config.tokens} tokens, got {features.last.x.shape[1]}")
-        levels = [features.last, *(features.hidden[layer] for layer in self.config.layers)]
-        x = torch.cat([norm(level.x) for norm, level in zip(self.norms, levels, strict=True)], -1)
-        x = self.reduce(x) * features.last.dense_mask().unsqueeze(-1)
-        steps = self.project(x.flatten(1)).view(len(x), self.config.horizon, -1)
-        # Quantiles never cross: they are sorted, and each is an offset from the mean.
-        return {"mean": steps[..., 0], "quantiles": steps[..., :1] + steps[..., 1:].sort(-1).values}
+        both = torch.cat([features.hidden[0].x, features.last.x], -1)
+        return (both * features.last.dense_mask().unsqueeze(-1)).flatten(1)
+
+    def forward(self, features: Features) -> Out:
+        mean = self.linear(self.flatten(features))
+        x = self.reduce(self.norm(features.last.x)) * features.last.dense_mask().unsqueeze(-1)
+        offsets = self.project(x.flatten(1)).view(len(x), self.config.horizon, -1)
+        # Sorted, so that quantiles never cross.
+        return {"mean": mean, "quantiles": mean.unsqueeze(-1) + offsets.sort(-1).values}
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Labels: arrays (h,) or (h, 1) of one variate in its own units; NaN where unknown."""

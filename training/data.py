@@ -42,7 +42,7 @@ def endings(modality: str) -> Sequence[str]:
     return SERIES_ENDINGS
 
 
-def load_dataset(task: Task, path: str | Path, *, target: str | None = None) -> Dataset:
+def load_dataset(task: Task, path: str | Path, *, target: str | None = None, ignore: int | None = None) -> Dataset:
     """Reads the labelled inputs of every task but forecasting and tables, which are frames (see `examples`).
 
     Args:
@@ -51,6 +51,7 @@ def load_dataset(task: Task, path: str | Path, *, target: str | None = None) -> 
             COCO json, a UCR `.ts` file or a folder with `*_TRAIN.ts` and `*_TEST.ts`, or a csv/parquet list whose
             first column is a path and whose `target` column is the label (several labels joined by `;`).
         target: Label column of a list.
+        ignore: Number in masks that stands for no class.
 
     Raises:
         InputError: Nothing usable is there.
@@ -65,7 +66,7 @@ def load_dataset(task: Task, path: str | Path, *, target: str | None = None) -> 
     if task.kind == "segmentation" and task.modality == "image":
         from polysense.data.masks import load_masks
 
-        return load_masks(path)
+        return load_masks(path, ignore=ignore)
     if task.kind == "segmentation":
         return labelled_clouds(path)
     if task.modality == "time_series" and (path.suffix == ".ts" or list(path.glob("*.ts"))):

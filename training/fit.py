@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from polysense.core.errors import InputError
 from polysense.heads.classify import ClassificationHead
+from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
 from polysense.saving import check_place
 from polysense.tasks import TASKS
@@ -26,6 +27,7 @@ from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.probe import can_probe, pooled_features, probe
+from polysense.training.probe_forecast import probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
 
@@ -51,7 +53,7 @@ class Recipe:
     max_minutes: float | None = None  # of the joint phase
     batch_size: int = 32  # examples
     lr: float = 1e-3  # of the head, and of tokenizers that start from random weights
-    pretrained_lr: float = 0.1  # factor for tensors that start from embedded weights
+    settled_lr: float = 0.1  # factor for tensors that start from pretrained or solved weights; 0 keeps them
     weight_decay: float = 0.05
     patience: int = 4  # epochs without a better validation score
     most_steps: int = 200  # batches that count as an epoch, at most
@@ -71,11 +73,13 @@ def fit(
     horizon: int = 96,
     context: int = 96,
     borders: tuple[float, ...] = (0.7, 0.1, 0.2),
+    ignore: int | None = None,
     encoder: str = "embedded",
     epochs: int = 20,
     max_minutes: float | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
+    settled_lr: float = 0.1,
     seed: int = 0,
     val_share: float = 0.15,
     patience: int = 4,
@@ -94,12 +98,13 @@ def fit(
         task: A name in `polysense.tasks.TASKS`.
         data: See `polysense.training.sources.open_sources`.
         out: Bundle folder to write; an existing bundle is replaced when training has ended.
-        target, time, horizon, context, borders: See `open_sources`.
+        target, time, horizon, context, borders, ignore: See `open_sources`.
         encoder: A spec of `polysense.load_encoder`.
         epochs: Of joint training at most; 0 stops after the probe.
         max_minutes: Of joint training at most.
         batch_size: Examples a step; by default one that suits the modality.
         lr: Learning rate.
+        settled_lr: Factor of it for weights that are pretrained or solved for; 0 keeps them as they are.
         seed: Of splits, weights, order and augmentation.
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
@@ -125,11 +130,12 @@ def fit(
     if what.kind == "embedding":
         raise InputError(task, "an embedding has nothing to train", "choose a task such as image-classification")
     start = clock.perf_counter()
-    sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders)
+    sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders,
+                           ignore=ignore)  # fmt: skip
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
-    recipe = Recipe(epochs, max_minutes, batch_size or BATCH.get(what.modality, 32), lr, patience=patience,
+    recipe = Recipe(epochs, max_minutes, batch_size or BATCH.get(what.modality, 32), lr, settled_lr, patience=patience,
                     train=train, augment=augment, seed=seed)  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", augment)
     validation = sources.examples(pipeline.tokenizer, "val")
@@ -179,6 +185,9 @@ def _train_pipeline(
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
         probe(pipeline, learning, validation, recipe.batch_size)
+    elif isinstance(pipeline.head, ForecastHead):
+        progress.say(f"solving a ridge regression on {len(learning)} windows")
+        probe_forecast(pipeline, learning, validation, recipe.batch_size)
     best = Best(pipeline, measure(pipeline, watched, recipe.batch_size))
     progress.epoch(0, recipe.epochs, best.metrics, None)
     optimiser = make_optimiser(pipeline, recipe)
@@ -233,9 +242,10 @@ def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
     front = pipeline.tokenizer.named_parameters() if recipe.train == "tokenizer+head" else []
     named = [(f"tokenizer.{n}", p) for n, p in front] + [(f"head.{n}", p) for n, p in pipeline.head.named_parameters()]
     for name, parameter in named:
-        pretrained = name.removeprefix("tokenizer.") in pipeline.pretrained
-        factor = recipe.pretrained_lr if pretrained else 1.0
-        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+        factor = recipe.settled_lr if name in pipeline.settled else 1.0
+        parameter.requires_grad_(factor > 0)
+        if factor > 0:
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": params, "lr": recipe.lr * factor, "peak": recipe.lr * factor,
           "weight_decay": recipe.weight_decay * decays} for (factor, decays), params in groups.items()]
@@ -267,8 +277,10 @@ class Best:
         task = self.pipeline.task
         gain = metrics[task.metric] - self.metrics[task.metric]
         self.latest = metrics
-        if gain == 0:  # small validation parts tie often; confidence then decides
-            gain = (self.metrics.get("log_loss", 0.0) - metrics.get("log_loss", 0.0)) * task.sign
+        if gain == 0:  # small validation parts tie often; how sure and how right the answers are then decides
+            gain = (
+                sum(self.metrics.get(key, 0.0) - metrics.get(key, 0.0) for key in ("log_loss", "pinball")) * task.sign
+            )
         if gain * task.sign > 0:
             self.metrics, self.state, self.waited = metrics, self._copy(), 0
         else:

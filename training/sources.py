@@ -60,6 +60,7 @@ def open_sources(
     horizon: int = 96,
     context: int = 96,
     borders: Sequence[float] = (0.7, 0.1, 0.2),
+    ignore: int | None = None,
 ) -> Sources:
     """Opens training data.
 
@@ -71,12 +72,14 @@ def open_sources(
         horizon: Steps to forecast.
         context: Steps of history to read.
         borders: Parts of a series in time: train, val, test as shares (up to 1) or as numbers of rows.
+        ignore: Number in masks that stands for no class.
     """
     if task.kind == "forecasting":
         return SeriesSources.open(path, target, time, horizon, context, borders)
     if task.modality == "tabular":
         return TableSources.open(path, target, task)
-    return FileSources(load_dataset(task, path, target=target), task, target)
+    options = {name: value for name, value in (("target", target), ("ignore", ignore)) if value is not None}
+    return FileSources(load_dataset(task, path, target=target, ignore=ignore), task, options)
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,13 @@ class FileSources:
 
     dataset: Dataset
     task: Task
-    target: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # how they were read
 
     def splits(self) -> list[str]:
         return sorted({item.split for item in self.dataset.items})
 
     def with_validation(self, share: float, seed: int) -> FileSources:
-        return FileSources(self.dataset.with_validation(share, seed), self.task, self.target)
+        return FileSources(self.dataset.with_validation(share, seed), self.task, self.options)
 
     def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> FileExamples:
         return FileExamples(self.dataset.part(split), tokenizer, self.task.modality, augment)
@@ -119,7 +122,7 @@ class FileSources:
         return [item.source for item in self._train()]
 
     def data_options(self) -> dict[str, Any]:
-        return {"target": self.target} if self.target else {}
+        return self.options
 
     def _train(self) -> list[Item]:
         return [item for item in self.dataset.items if item.split in ("train", "")]
