@@ -23,6 +23,9 @@ from polysense.data.time_series import future_times
 from polysense.heads.base import HEADS, Head, Out
 
 
+FARTHEST = 30.0  # deviations of a window beyond which a future step is not learnt from
+
+
 @dataclass(frozen=True, slots=True)
 class ForecastConfig:
     """Plain values of a forecasting head."""
@@ -73,11 +76,11 @@ class ForecastHead(Head):
         if features.last.x.shape[1] != self.config.tokens:
             raise ValueError(f"the forecast head takes {self.config.tokens} tokens, got {features.last.x.shape[1]}")
         both = torch.cat([features.hidden[0].x, features.last.x], -1)
-        return (both * features.last.dense_mask().unsqueeze(-1)).flatten(1)
+        return both.masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0).flatten(1)
 
     def forward(self, features: Features) -> Out:
         mean = self.linear(self.flatten(features))
-        x = self.reduce(self.norm(features.last.x)) * features.last.dense_mask().unsqueeze(-1)
+        x = self.reduce(self.norm(features.last.x)).masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0)
         offsets = self.project(x.flatten(1)).view(len(x), self.config.horizon, -1)
         # Sorted, so that quantiles never cross.
         return {"mean": mean, "quantiles": mean.unsqueeze(-1) + offsets.sort(-1).values}
@@ -90,7 +93,9 @@ class ForecastHead(Head):
         steps = torch.stack([torch.as_tensor(np.asarray(label, np.float32).reshape(-1)) for label in labels])
         # A squared error in the window's units counts (scale / std)² in the metric's; bounded for calm variates.
         weight = torch.where(std > 0, (scale / std.clamp_min(1e-12)) ** 2, torch.ones(())).clamp(0.01, 10.0)
-        return {"steps": (steps - loc[:, None]) / scale[:, None], "weight": weight}
+        steps = (steps - loc[:, None]) / scale[:, None]
+        # A window that is (nearly) constant tells nothing of its future's size: such steps count as unknown.
+        return {"steps": steps.masked_fill(steps.abs() > FARTHEST, float("nan")), "weight": weight}
 
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
         steps = target["steps"][:, : self.config.horizon]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polysense.pipeline import Pipeline
 
 
-def save(pipeline: Pipeline, path: Path) -> Path:
+def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Path:
     """Writes a bundle. An existing bundle at `path` is replaced at the end; anything else there is left alone.
 
     Raises:
@@ -35,6 +35,8 @@ def save(pipeline: Pipeline, path: Path) -> Path:
     path = path.expanduser()
     check_place(path)
     state, shared = _own_tensors(pipeline)
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     config = {
         "format": FORMAT,
         "task": pipeline.task.name,

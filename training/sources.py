@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from polysense.data.time_series import SeriesFrame
 
 
+MOST_WINDOWS = 200  # of each series where there are several
+
+
 class Sources(Protocol):
     """Training data of any kind."""
 
@@ -248,7 +251,9 @@ class SeriesSources:
         last = min(first + sizes[("train", "val", "test").index(split)], length)
         if split == "train":
             first = min(self.context, max(last - self.horizon, 1))
-        return range(max(first, 1), last - self.horizon + 1)
+        ends = range(max(first, 1), last - self.horizon + 1)
+        # Of many series none may drown the others.
+        return ends[:: max(1, len(ends) // MOST_WINDOWS)] if len(self.frames) > 1 else ends
 
     def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> WindowExamples:
         ends = [self._ends(frame, split) for frame in self.frames]
@@ -276,7 +281,12 @@ class SeriesSources:
     def tokenizer_options(self) -> dict[str, Any]:
         patch = int(np.clip(2 ** round(math.log2(max(self.context, 8) / 6)), 2, 16))
         return {"context": self.context, "fixed_context": True, "patch": patch, "stride": max(patch // 2, 1),
-                "center": "last", "time": self.options.get("time")}  # fmt: skip
+                "center": "last", "time": self.options.get("time"), "columns": self.columns()}  # fmt: skip
+
+    def columns(self) -> list[str] | None:
+        """Variates that were asked for by name: a saved forecaster answers for these alone."""
+        target = self.options.get("target")
+        return None if target is None else [name.strip() for name in target.split(",")]
 
     def tokenizer_sources(self) -> list[Any]:
         return list(self.frames)
