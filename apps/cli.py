@@ -121,7 +121,7 @@ def fit(
     settled_lr: Annotated[
         float | None, typer.Option(help="Factor of --lr for pretrained weights; 0 keeps them.")
     ] = None,
-    augment: Annotated[bool, typer.Option(help="Vary the inputs at random while learning.")] = False,
+    augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,

@@ -38,7 +38,9 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     head.linear.weight.copy_(kept[:-1].T)
     head.linear.bias.copy_(kept[-1])
     pipeline.settled |= {"head.linear.weight", "head.linear.bias"}
-    head.project[-1].weight.mul_(0.01)  # offsets start as those of the errors, the same for all windows
+    head.project[-1].get_parameter("weight").mul_(
+        0.01
+    )  # offsets start as those of the errors, the same for all windows
     _spread_quantiles(head, checks, kept)
 
 
@@ -78,4 +80,4 @@ def _spread_quantiles(head: ForecastHead, checks: list[tuple[Tensor, Tensor, Ten
     errors = torch.cat([y - x @ solution for x, y, _ in checks])
     levels = torch.tensor(head.config.quantiles, device=errors.device)
     offsets = torch.quantile(errors, levels, dim=0).T  # (h, q)
-    head.project[-1].bias.copy_(offsets.flatten())
+    head.project[-1].get_parameter("bias").copy_(offsets.flatten())
