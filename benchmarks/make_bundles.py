@@ -171,18 +171,18 @@ PLANS: dict[str, Plan] = {
     "clips101": Plan("video-classification", moving_pictures,
                      "Caltech-101 photographs under a moving camera (clips are generated)", "CC BY 4.0"),
     "furniture": Plan("point-cloud-classification", furniture, "Sweet Home 3D furniture (16 kinds)",
-                      "CC0 and CC BY 3.0", Recipe(epochs=15, augment=True, patience=6)),
+                      "CC0 and CC BY 3.0", Recipe(epochs=10, augment=True, patience=4)),
     "any-series": Plan("forecasting", any_series, "84 public sets of series, 350 variates", "public statistics",
                        Recipe(epochs=2, settled_lr=0.0, batch_size=48)),
     "activity": Plan("time-series-classification", folder("time-series-classification", "imu/BasicMotions"),
                      "BasicMotions (accelerometer and gyroscope, 4 activities)", "UCR/UEA archive",
                      Recipe(epochs=30, patience=12)),
     "adult": Plan("tabular-classification", folder("tabular-classification", "tabular/adult/adult.data", target="-1"),
-                  "UCI Adult", "CC BY 4.0", Recipe(epochs=4, max_minutes=5, batch_size=256)),
+                  "UCI Adult", "CC BY 4.0", Recipe(epochs=3, batch_size=256)),
     "blood-cells": Plan("object-detection", blood, "BCCD (red cells, white cells, platelets)", "MIT",
-                        Recipe(epochs=14, patience=14, settled_lr=0.0, augment=True, batch_size=8), DENSE),
+                        Recipe(epochs=10, patience=10, settled_lr=0.0, augment=True, batch_size=8), DENSE),
     "scenes": Plan("image-segmentation", scenes, "100 images of COCO 2017, ten coarse classes", "CC BY 4.0",
-                   Recipe(epochs=16, patience=16, settled_lr=0.0, augment=True, batch_size=8), DENSE),
+                   Recipe(epochs=12, patience=12, settled_lr=0.0, augment=True, batch_size=8), DENSE),
 }  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from polysense.core.types import Features
 from polysense.data.time_series import future_times
 from polysense.heads.base import HEADS, Head, Out
 
-
 FARTHEST = 30.0  # deviations of a window beyond which a future step is not learnt from
 
 

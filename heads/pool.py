@@ -14,13 +14,19 @@ from torch import Tensor, nn
 from polysense.core.types import Features, Tokens
 from polysense.heads.base import Head, Out
 
-STATISTICS = ("mean", "max", "std", "last")
+STATISTICS = ("mean", "max", "std", "last", "change")
 
 
 def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
-    """Mean, maximum or standard deviation over real tokens, or the last real token ("last").
+    """One vector a sequence; zeros for a sequence without a real token.
 
-    A sequence without a real token gives zeros.
+    Args:
+        tokens: Of any sense; "change" needs tokens on a grid whose first axis is time.
+        kind: "mean", "max" or "std" over real tokens; "last", the last real token; or "change", the mean absolute
+            difference of each place from one time to the next (what moves in a clip).
+
+    Raises:
+        ValueError: The kind is unknown, or "change" is asked of tokens without a time axis.
     """
     mask = tokens.dense_mask()
     # masked_fill and not a product: what stands at padded places is undefined and may be NaN.
@@ -37,6 +43,13 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
     if kind == "last":
         place = torch.arange(x.shape[1], device=x.device).masked_fill(~mask, -1).amax(1).clamp_min(0)
         return x[torch.arange(len(x), device=x.device), place] * mask.any(1, keepdim=True)
+    if kind == "change":
+        if tokens.grid is None or len(tokens.grid) != 3:
+            raise ValueError("pooling 'change' needs tokens on a (time, rows, columns) grid; use it for video")
+        frames, steps = x.unflatten(1, (tokens.grid[0], -1)), mask.unflatten(1, (tokens.grid[0], -1))
+        both = (steps[:, 1:] & steps[:, :-1]).unsqueeze(-1)  # (b, t - 1, places, 1)
+        moved = (frames[:, 1:] - frames[:, :-1]).abs().masked_fill(~both, 0.0)
+        return moved.sum((1, 2)) / both.sum((1, 2)).clamp_min(1)
     raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
 
 

@@ -42,7 +42,7 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def fit_config(cls, config: Any, sources: Sequence[Any]) -> Any:
-        """Completes a configuration from training sources (columns of a table, channels of a series); most need none."""
+        """Completes a configuration from training sources (a table's columns, a series' channels); most need none."""
         return config
 
     def read(self, source: Any) -> Sample:

@@ -103,6 +103,12 @@ class FileSources:
         return FileExamples(self.dataset.part(split), tokenizer, self.task.modality, augment)
 
     def head_options(self) -> dict[str, Any]:
+        if self.task.modality == "video":  # what moves tells more than the one strongest token
+            return {**self._answers(), "pooling": ("mean", "change")}
+        return self._answers()
+
+    def _answers(self) -> dict[str, Any]:
+        """Classes, or names and scale of numbers."""
         if self.task.kind == "regression":
             values = np.array([[item.target[name] for name in self.dataset.classes] for item in self._train()])
             return regression_options(self.dataset.classes, values)
