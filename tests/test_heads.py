@@ -32,7 +32,7 @@ def features(lengths=LENGTHS, padding=0.0, layers=(), cls=False, left=False, to=
         mask[i, real] = True
         for layer, x in enumerate(sets):
             x[i, real] = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(10 * length + layer))
-    made = [Tokens(x, None if bool(mask.all()) else mask, torch.zeros(*mask.shape, 1)) for x in sets]
+    made = [Tokens(x, None if bool(mask.all()) else mask, torch.zeros(*mask.shape, 1), (to, 1, 1)) for x in sets]
     prefix = sets[0].nan_to_num().sum(1) if cls else None
     return Features(made[0], dict(zip(layers, made[1:], strict=True)), prefix)
 
@@ -87,7 +87,7 @@ def test_padding_changes_nothing(name):
 def test_padding_may_be_nan(kind):
     clean, dirty = (features(padding=value).last for value in (0.0, float("nan")))
     x = dirty.x.clone().requires_grad_()
-    found = masked_statistic(Tokens(x, dirty.mask, dirty.pos), kind)
+    found = masked_statistic(Tokens(x, dirty.mask, dirty.pos, dirty.grid), kind)
     torch.testing.assert_close(found, masked_statistic(clean, kind))
     found.sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
@@ -118,7 +118,11 @@ def test_statistics_by_hand():
     assert masked_statistic(tokens, "max").tolist() == [[3, 2]]
     assert masked_statistic(tokens, "last").tolist() == [[3, 2]]
     assert masked_statistic(tokens, "std").tolist() == [pytest.approx([1, 3], abs=1e-5)]
-    empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1))
+    moving = Tokens(x, torch.tensor([[True, True, False]]), torch.zeros(1, 3, 1), (3, 1, 1))
+    assert torch.equal(masked_statistic(moving, "change"), (x[:, 1] - x[:, 0]).abs())
+    with pytest.raises(ValueError, match="use it for video"):
+        masked_statistic(tokens, "change")
+    empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1, 1))
     assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in STATISTICS)
 
 
