@@ -8,6 +8,7 @@ Shape legend: r rows, f pooled width, c outputs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -62,7 +63,13 @@ def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -
     assert isinstance(head, PooledHead)
     linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
     best, kept = float("inf"), None
-    for weight, bias in _solutions((x - mean) / std, y, pipeline):
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # A solution short of convergence is a candidate like any other: validation decides.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solutions = _solutions((x - mean) / std, y, pipeline)
+    for weight, bias in solutions:
         folded = weight / std  # the standardisation moves into the layer
         _set(linear, folded, bias - folded @ mean)
         with torch.inference_mode():
