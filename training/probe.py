@@ -24,6 +24,7 @@ from polysense.heads.pool import PooledHead
 from polysense.pipeline import Pipeline
 from polysense.training.examples import Examples
 
+FEW = 200  # validation rows below which cross-validation inside the training part chooses the strength instead
 STRENGTHS = (3e-3, 3e-2, 0.3, 3.0)  # inverse regularisation of the logistic probe, as scikit-learn's C
 
 
@@ -68,7 +69,9 @@ def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -
     with warnings.catch_warnings():
         # A solution short of convergence is a candidate like any other: validation decides.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        solutions = _solutions((x - mean) / std, y, pipeline)
+        standard = (x - mean) / std
+        strengths = STRENGTHS if len(x_val) >= FEW else _cross_validated(standard, y, pipeline)
+        solutions = _solutions(standard, y, pipeline, strengths)
     for weight, bias in solutions:
         folded = weight / std  # the standardisation moves into the layer
         _set(linear, folded, bias - folded @ mean)
@@ -86,14 +89,33 @@ def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
     linear.bias.data.copy_(bias)
 
 
-def _solutions(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[tuple[Tensor, Tensor]]:
+def _cross_validated(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[float]:
+    """The best strength by five folds of the training rows; all of them where folds cannot be made.
+
+    A dozen validation rows tell strengths apart hardly better than chance.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    if pipeline.task.kind != "classification" or y["labels"].bincount().clamp_max(5).min() < 5:
+        return STRENGTHS
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = [
+        cross_val_score(LogisticRegression(C=strength / np.sqrt(x.shape[1]), max_iter=200), x.numpy(),
+                        y["labels"].numpy(), cv=folds, scoring="neg_log_loss").mean()
+        for strength in STRENGTHS
+    ]  # fmt: skip
+    return (STRENGTHS[int(np.argmax(scores))],)
+
+
+def _solutions(x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]) -> Sequence[tuple[Tensor, Tensor]]:
     """(weight (c, f), bias (c,)) for each strength of regularisation."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     kind = pipeline.task.kind
     features = x.numpy()
     if kind == "regression":
-        models = [Ridge(1 / strength * 10).fit(features, y["values"].numpy()) for strength in STRENGTHS]
+        models = [Ridge(1 / strength * 10).fit(features, y["values"].numpy()) for strength in strengths]
         return [(_tensor(np.atleast_2d(m.coef_)), _tensor(np.atleast_1d(m.intercept_))) for m in models]
     labels = y["labels"].numpy()
     if kind == "classification" and labels.min() == labels.max():
@@ -101,7 +123,7 @@ def _solutions(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[tuple[Tensor, 
         raise InputError("the training part", f"all its examples are of one class, {name}", "give at least two classes")
     count = len(pipeline.head.config.classes)
     solutions = []
-    for strength in STRENGTHS:
+    for strength in strengths:
         if kind == "multilabel":
             rows = [_binary(features, labels[:, i], strength) for i in range(count)]
             solutions.append((_tensor(np.stack([row[0] for row in rows])), _tensor(np.array([row[1] for row in rows]))))

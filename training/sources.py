@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -175,6 +175,8 @@ class TableSources:
     def with_validation(self, share: float, seed: int) -> TableSources:
         labels = self._targets(self.frame) if self.task.kind == "classification" else [None] * len(self.frame)
         items = [Item(i, label) for i, label in enumerate(labels)]
+        if len(self.parts):
+            items = [replace(item, split=str(part)) for item, part in zip(items, self.parts, strict=True)]
         parts = np.array([item.split for item in Dataset(items).with_validation(share, seed).items])
         return TableSources(self.frame, self.names, self.task, parts)
 
