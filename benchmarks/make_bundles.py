@@ -186,9 +186,9 @@ def any_series(data: Path, work: Path) -> Sources:
 
 PLANS: dict[str, Plan] = {
     "caltech101": Plan("image-classification", folder("image-classification", "image/caltech101"),
-                       "Caltech-101 (101 kinds of objects)", "CC BY 4.0"),
+                       "Caltech-101 (101 kinds of objects)", "CC BY 4.0", default=False),
     "tiny200": Plan("image-classification", tiny_imagenet, "a 9,000-image part of Tiny-ImageNet (200 kinds)",
-                    "ImageNet terms, no licence stated for commercial use of the pictures", default=False),
+                    "ImageNet terms, no licence stated for commercial use of the pictures"),
     "cifar10": Plan("image-classification", folder("image-classification", "image/cifar10"),
                     "5,000 images of CIFAR-10 (10 kinds)", "free for research and use, cite", default=False),
     "esc10": Plan("audio-classification", esc10, "ESC-10 folds 1-3 (10 sounds)", "CC BY"),
