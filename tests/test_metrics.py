@@ -70,7 +70,7 @@ def test_regression_agrees_with_scikit_learn():
     assert found["rmse"] == pytest.approx(sk.root_mean_squared_error(truth, guess))
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(truth, guess))
     assert found["r2"] == pytest.approx(sk.r2_score(truth, guess))
-    assert score("regression", [Values({"y": 2.0})], [1.0]) == {"mse": 1.0, "mae": 1.0, "rmse": 1.0}
+    assert score("regression", [Values({"y": 2.0})], [1.0]) == {"mse": 1.0, "mae": 1.0, "rmse": 1.0, "smape": 200.0}
 
 
 def test_segmentation_leaves_out_ignored_pixels_and_absent_classes():
@@ -129,7 +129,7 @@ def test_forecasting_in_own_and_standardised_units():
 def test_forecasting_of_several_horizons_and_wrong_variates():
     metric = make_metric("forecasting")
     metric.update(Series(np.zeros((4, 1)), {}, ["1"] * 4, ["u"]), np.ones((2, 1)))
-    assert metric.compute() == {"mse": 1.0, "mae": 1.0, "rmse": 1.0}
+    assert metric.compute() == {"mse": 1.0, "mae": 1.0, "rmse": 1.0, "smape": 200.0}
     with pytest.raises(InputError, match="variates"):
         metric.update(Series(np.zeros((4, 1)), {}, ["1"] * 4, ["u"]), np.ones((2, 3)))
 
@@ -142,3 +142,13 @@ def test_every_kind_is_empty_before_the_first_update(kind):
 def test_unknown_kind_lists_the_kinds():
     with pytest.raises(ValueError, match="classification, detection"):
         make_metric("telepathy")
+
+
+def test_series_of_any_size_count_alike_by_their_own_history():
+    def series(size):
+        history = np.array([[0.0], [2.0]]) * size
+        return Series(np.full((1, 1), size), {}, ["1"], ["u"], history)
+
+    found = score("forecasting", [series(1.0), series(1e6)], [np.array([[3.0]]), np.array([[3e6]])], scale="window")
+    assert found["mse"] == pytest.approx(4.0) and found["mae"] == pytest.approx(2.0)
+    assert found["smape"] == pytest.approx(100.0)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polysense.core.errors import InputError
 from polysense.core.types import Sample
 from polysense.heads.base import Head
@@ -61,18 +63,28 @@ def every_box(head: Head) -> Iterator[None]:
 def metric_options(pipeline: Pipeline, examples: Examples) -> dict[str, Any]:
     config = pipeline.head.config
     if pipeline.task.kind == "forecasting":
-        scale, names = dict(config.variate_scale), _variates(examples)
-        return {"scale": [scale[name] for name in names]} if names and scale.keys() >= set(names) else {}
+        return {"scale": _series_scale(dict(config.variate_scale), examples)}
     if pipeline.task.kind == "segmentation":
         return {"ignore": getattr(config, "ignore", None)}
     return {}
 
 
-def _variates(examples: Examples) -> list[str]:
-    """Names of the variates, where the examples are windows of one series."""
+def _series_scale(trained: dict[str, float], examples: Examples) -> list[float] | str:
+    """What errors are divided by: the training deviation of each variate, as the field does.
+
+    A forecaster for any series knows none: then that of the rows before the measured part, and of each window where
+    there are several series.
+    """
     while isinstance(examples, Subset):
         examples = examples.parent
-    return examples.frames[0].names if isinstance(examples, WindowExamples) and len(examples.frames) == 1 else []
+    if not isinstance(examples, WindowExamples) or len(examples.frames) != 1:
+        return "window"
+    frame = examples.frames[0]
+    if trained.keys() >= set(frame.names):
+        return [trained[name] for name in frame.names]
+    first = min(end for _, end in examples.places)
+    std = np.nanstd(frame.values[:first] if first > 1 else frame.values, axis=0)
+    return np.where(std > 0, std, 1.0).tolist()
 
 
 def evaluate(

@@ -228,7 +228,7 @@ def train_step(pipeline: Pipeline, batch: tuple[dict[str, Any], dict[str, Tensor
     inputs, target = batch
     loss = pipeline.head.loss(pipeline.forward(inputs), to_device(target, pipeline.device))["loss"]
     if not loss.isfinite():
-        raise RuntimeError(f"the loss became {float(loss)}; nothing was written; try a smaller --lr")
+        raise RuntimeError(f"the loss became {float(loss.detach())}; nothing was written; try a smaller --lr")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)

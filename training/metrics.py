@@ -251,19 +251,21 @@ class Detection(Metric):
 @METRICS.register("forecasting")
 class Forecasting(Metric):
     """mse and mae (of standardised values where `scale` is known, as the field reports them), and of the quantiles
-    pinball and coverage; rmse in the series' own units.
+    pinball and coverage; rmse in the series' own units; smape in per cent (Makridakis et al. 2020, M4).
 
     `coverage` is the share of values between the lowest and the highest quantile; `coverage_wanted` is what it should
     be. `pinball` is the mean quantile loss in units of `scale`. Missing true values do not count.
 
     Args:
         classes: Unused.
-        scale: Standard deviation of each variate (c,) on the training part, for the scaled metrics.
+        scale: Standard deviation of each variate (c,) on the training part, for the scaled metrics; or "window": that
+            of each prediction's own history, where series of any size are measured together.
     """
 
     def __init__(self, classes: Sequence[str] = (), scale: Any = None) -> None:
         super().__init__(classes)
-        self.scale = None if scale is None else np.maximum(np.asarray(scale, np.float64), 1e-12)
+        self.by_window = isinstance(scale, str) and scale == "window"
+        self.scale = None if scale is None or self.by_window else np.maximum(np.asarray(scale, np.float64), 1e-12)
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.wanted: float | None = None
@@ -275,7 +277,9 @@ class Forecasting(Metric):
             problem = f"its future has the shape {truth.shape} but the forecast {mean.shape}"
             raise InputError(prediction.source, problem, "give the same variates")
         error = mean - truth
-        scale = np.ones(truth.shape[1]) if self.scale is None else self.scale
+        scale = self._scale_of(prediction, truth.shape[1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self._add("smape", np.where(error == 0, 0.0, 200 * np.abs(error) / (np.abs(mean) + np.abs(truth))))
         self._add("mse", (error / scale) ** 2)
         self._add("mae", np.abs(error / scale))
         self._add("rmse", error**2)
@@ -287,6 +291,15 @@ class Forecasting(Metric):
             low, high = (prediction.quantiles[level][: len(truth)] for level in (levels[0], levels[-1]))
             self._add("coverage", np.where(np.isnan(truth), np.nan, (truth >= low) & (truth <= high)))
             self.wanted = levels[-1] - levels[0]
+
+    def _scale_of(self, prediction: Series, variates: int) -> np.ndarray:
+        if not self.by_window or prediction.history is None:
+            return np.ones(variates) if self.scale is None else self.scale
+        history = np.asarray(prediction.history, np.float64)
+        known = np.isfinite(history)
+        mean = np.where(known, history, 0.0).sum(0) / known.sum(0).clip(1)
+        std = np.sqrt((np.where(known, history - mean, 0.0) ** 2).sum(0) / known.sum(0).clip(1))
+        return np.where(std > 1e-9 * (np.abs(mean) + 1e-12), std, np.nan)  # a constant history measures nothing
 
     def _add(self, name: str, values: np.ndarray) -> None:
         known = ~np.isnan(values)

@@ -30,7 +30,7 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     for strength in STRENGTHS:
         penalty = torch.full_like(gram.diagonal(), float(strength * ridge))
         penalty[-1] = 0  # the intercept is free
-        solution = torch.linalg.solve(gram + penalty.diag(), cross)  # (f + 1, h)
+        solution = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty.diag()))  # (f + 1, h)
         error = sum(float((((x @ solution.float()) - y).square() * w).sum()) for x, y, w in checks)
         if error < best:
             best, kept = error, solution.float()

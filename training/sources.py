@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from polysense.data.time_series import SeriesFrame
 
 
-MOST_WINDOWS = 200  # of each series where there are several
+MOST_WINDOWS = 100  # of each series where there are several
 
 
 class Sources(Protocol):
