@@ -1,6 +1,6 @@
 """Example inputs of every kind, made on the spot: what `polysense try`, the tests and the demo show.
 
-All are seeded and the same on every machine. Photos come from installed packages (`SOURCES` names their
+All are seeded. Photos come from installed packages (`SOURCES` names their
 authors and goes into the folder); sounds, scans, series, tables and the blood smear are generated.
 """
 
@@ -202,7 +202,7 @@ def shapes(path: Path) -> None:
 
 
 def _film(path: Path, frames: Sequence[Any]) -> None:
-    """Writes PIL images as an mp4 of 24 frames a second, the same bytes on every machine."""
+    """Writes PIL images as an mp4 of 24 frames a second."""
     import av
 
     with av.open(str(path), "w") as film:

@@ -138,7 +138,7 @@ def test_unknown_specs(spec):
 
 
 def test_hub_without_network_is_one_clear_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(InputError, match="the Hub does not give it"):
         load_encoder("hub:nobody/nothing-here-at-all")
 

@@ -251,7 +251,7 @@ class Detection(Metric):
 @METRICS.register("forecasting")
 class Forecasting(Metric):
     """mse and mae (of standardised values where `scale` is known, as the field reports them), and of the quantiles
-    pinball and coverage; rmse in the series' own units; smape in per cent (Makridakis et al. 2020, M4).
+    pinball and coverage; rmse in the series' own units (of one series); smape in per cent (Makridakis et al. 2020, M4).
 
     `coverage` is the share of values between the lowest and the highest quantile; `coverage_wanted` is what it should
     be. `pinball` is the mean quantile loss in units of `scale`. Missing true values do not count.
@@ -282,7 +282,8 @@ class Forecasting(Metric):
             self._add("smape", np.where(error == 0, 0.0, 200 * np.abs(error) / (np.abs(mean) + np.abs(truth))))
         self._add("mse", (error / scale) ** 2)
         self._add("mae", np.abs(error / scale))
-        self._add("rmse", error**2)
+        if not self.by_window:
+            self._add("rmse", error**2)
         levels = sorted(prediction.quantiles)
         for level in levels:
             gap = (truth - prediction.quantiles[level][: len(truth)]) / scale
