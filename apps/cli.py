@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
+    rich_markup_mode=None,  # rich would take twice as long to import as the whole help takes to print
     name="polysense",
     help="One frozen encoder, every sense: images, video, audio, point clouds, time series and tables.",
     epilog="Start with: polysense try",
