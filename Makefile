@@ -19,7 +19,7 @@ try: .venv/.linked
 	@$(BIN)/polysense try --out outputs/try
 
 test: .venv/.linked
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
 
 style: .venv/.linked
 	$(BIN)/ruff check .

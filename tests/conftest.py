@@ -19,6 +19,9 @@ from polysense.data.dataset import BoxTarget
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 
+# The tests' tensors are tiny: a second thread costs more in waiting than it computes, most of all on a busy machine.
+torch.set_num_threads(1)
+
 WIDTH = 48
 CLASSES = ("a", "b", "c")
 HORIZON = 8
