@@ -38,26 +38,34 @@ def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: 
 
 
 def list_models() -> None:
-    """A table of the installed bundles."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in ("name", "task", "measured", "on", "licence"):
-        table.add_column(column, overflow="fold")
-    for info in polysense.bundles():
-        table.add_row(info.name, info.task, format_metrics(info.metrics), info.measured_on, info.licence)
-    if table.row_count:
-        Console().print(table)
-    else:
+    """A table of the installed bundles: the metric that judges the task, no more; the rest is in their cards."""
+    shipped = polysense.bundles()
+    if not shipped:
         Console().print("No bundle is installed. Make one: polysense fit TASK DATA --out BUNDLE", highlight=False)
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in ("name", "task", "measured"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("licence")
+    for info in shipped:
+        name = f"{info.name} *" if info.default else info.name
+        table.add_row(name, info.task, main_metric(info.task, info.metrics), info.licence)
+    Console().print(table)
+    Console().print("\n* is what the task's name alone stands for. Data and all metrics of a bundle:", highlight=False)
+    Console().print(str(shipped[0].path.parent / "NAME" / "README.md"), highlight=False, soft_wrap=True)
 
 
-def format_metrics(metrics: dict[str, Any]) -> str:
-    """The numbers among the metrics, "accuracy 0.912, loss 0.3"."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+def main_metric(task: str, metrics: dict[str, float]) -> str:
+    """The metric that judges the task, "accuracy 0.912"; nothing where it was not measured."""
+    from polysense.tasks import TASKS
+
+    name = TASKS[task].metric
+    return f"{name} {metrics[name]:.3f}" if name in metrics else ""
 
 
 def show_metrics(metrics: dict[str, Any], title: str) -> None:
-    table = Table("metric", "value", title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    Console().print(title, style="italic", highlight=False)  # a title of the table would wrap at the table's width
+    table = Table("metric", "value", header_style="bold", box=None, pad_edge=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)

@@ -28,6 +28,8 @@ class Info:
     metrics: dict[str, float] = field(default_factory=dict)
     measured_on: str = "cats, test"
     licence: str = "Apache-2.0"
+    default: bool = False
+    path: Path = Path("bundles/x")
 
 
 class PretendedPipeline:
@@ -58,10 +60,11 @@ class PretendedPipeline:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two good images and a bad one, as working directory; two pretended bundles."""
+    """A folder with two good images and a bad one, as working directory; three pretended bundles."""
     infos = [
         Info("image-classification", "image-classification", "image", {"accuracy": 0.875}),
-        Info("cells", "object-detection", "image", {"map50": 0.5}),
+        Info("cells", "object-detection", "image", {"map": 0.1, "map50": 0.5}, default=True),
+        Info("shapes", "point-cloud-classification", "point_cloud", {"f1": 0.5}, licence="terms " * 20),
     ]
     modality = {name: TASKS[name].modality for name in TASKS}
     monkeypatch.setattr(polysense, "bundles", lambda: infos, raising=False)
@@ -212,9 +215,22 @@ def test_embed_mixes_modalities(files: Path) -> None:
 
 def test_models(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
-    text = capsys.readouterr().out
-    assert "image-classification" in text
-    assert "0.875" in text
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["image-classification", "image-classification", "accuracy", "0.875", "Apache-2.0"] in lines
+    assert ["cells", "*", "object-detection", "map50", "0.500", "Apache-2.0"] in lines
+    assert next(x for x in lines if x[0] == "shapes")[:3] == ["shapes", "point-cloud-classification", "terms"]
+
+
+def test_tables_fit_a_narrow_terminal(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polysense.apps.learn import show_metrics
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("models") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    show_metrics({"accuracy": 0.5}, "point-cloud-classification on validation data")
+    assert capsys.readouterr().out.startswith("point-cloud-classification on validation data\n")
 
 
 def test_fit_passes_only_what_was_given(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
