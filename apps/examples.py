@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,10 @@ def _film(path: Path, frames: Sequence[Any]) -> None:
         stream = film.add_stream("h264", rate=24, options={"threads": "1", "flags": "+bitexact"})
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_image(frame)):
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = i, Fraction(1, 24)  # left out, the encoder guesses
+            for packet in stream.encode(frame):
                 film.mux(packet)
         for packet in stream.encode():
             film.mux(packet)
