@@ -116,20 +116,22 @@ def fit(
     epochs: Annotated[
         int | None, typer.Option(min=0, help="Most passes over the data; 0: only a linear probe.")
     ] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so many minutes.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
     settled_lr: Annotated[
-        float | None, typer.Option(help="Factor of --lr for pretrained weights; 0 keeps them.")
+        float | None, typer.Option(min=0, help="Factor of --lr for pretrained weights; 0 keeps them.")
     ] = None,
     augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,
     ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    val_share: Annotated[float | None, typer.Option(help="Part of train kept for validation where none is.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Epochs without progress before it stops.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    val_share: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Part of train kept for validation where none is.")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     tokenizer: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tokenizer option.")] = None,

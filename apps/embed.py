@@ -58,7 +58,7 @@ def embed(
 
     def answers() -> Iterator[Prediction | InputError]:
         for name, paths in groups.items():
-            pipeline = polysense.load(tasks[name], device=used)
+            pipeline = open_pipeline(tasks[name], paths, used)
             yield from pipeline.stream(track(paths), batch_size=batch_size, on_error="skip" if skip else "raise")
 
     if out is None:
@@ -78,6 +78,13 @@ def embed(
 def embedding_tasks() -> dict[str, str]:
     """modality -> name of its embedding task."""
     return {TASKS[name].modality: name for name in TASKS if TASKS[name].kind == "embedding"}
+
+
+def open_pipeline(task: str, paths: Sequence[Path], device: str) -> polysense.Pipeline:
+    """The task's pipeline; for tables one of seeded weights, whose columns are those of the first table."""
+    if TASKS[task].modality != "tabular":
+        return polysense.load(task, device=device)
+    return polysense.Pipeline.build(task, sources=paths[:1]).to(device)
 
 
 def guess(path: Path, known: Sequence[str]) -> str:

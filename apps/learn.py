@@ -11,6 +11,7 @@ from rich.table import Table
 
 import polysense
 from polysense.apps.inputs import check_model, choose_device, unknown
+from polysense.core.errors import InputError
 
 
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
@@ -31,6 +32,8 @@ def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: 
     from polysense.training.evaluate import evaluate as run
 
     check_model(bundle)
+    if json_file is not None and not json_file.absolute().parent.is_dir():  # measuring may take long
+        raise InputError(json_file, "its folder does not exist", f"create {json_file.parent} first")
     metrics = run(bundle, data, device=choose_device(device, options.get("threads")), **options)
     show_metrics(metrics, f"{bundle} on {data}")
     if json_file is not None:

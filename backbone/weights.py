@@ -62,7 +62,7 @@ def create_timm(spec: str) -> torch.nn.Module:
 
     kind, _, name = spec.partition(":")
     if not timm.is_model(name.split(".")[0]) and not name.startswith("hf-hub:"):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]) or "timm.list_models('vit*')"
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]) or "vit_base_patch16_224"
         raise InputError(spec, "timm has no model of this name", f"choose one such as {near}")
     if kind == "random":
         with torch.random.fork_rng(devices=[]):

@@ -22,6 +22,7 @@ from polysense.backbone.weights import create_timm, embedded_tokenizer_state, lo
 from polysense.bundle import download_bundle, find_bundle
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
+from polysense.core.options import check_options, make_config
 from polysense.core.predictions import Prediction
 from polysense.core.types import Features, Sample
 from polysense.heads.base import Head, Out
@@ -91,11 +92,7 @@ class Pipeline(nn.Module):
             torch.manual_seed(seed)
             front, pretrained = _new_tokenizer(what.modality, trunk, dict(tokenizer or {}), sources)
             head_class = get_head(what.head)
-            try:
-                config = head_class.Config(**(head or {}))
-            except (TypeError, ValueError) as error:
-                fix = f"see {head_class.Config.__name__} for the options"
-                raise InputError(f"head of {task}", str(error), fix) from error
+            config: Any = make_config(head_class.Config, head or {}, f"head of {task}")
             pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
             pipeline.settled = {f"tokenizer.{name}" for name in pretrained}
             return pipeline
@@ -161,6 +158,8 @@ class Pipeline(nn.Module):
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, not {batch_size}")
         waiting: list[Sample | InputError] = []
         sequences: list[list[Sample]] = []
         for sample in self._read(sources, on_error):
@@ -235,6 +234,9 @@ class Pipeline(nn.Module):
         if folder is None:
             task = str(name_or_path)
             if task in TASKS and TASKS[task].kind == "embedding":
+                if TASKS[task].modality == "tabular":
+                    fix = "make one for yours: Pipeline.build('tabular-embedding', sources=[table])"
+                    raise InputError(task, "its columns differ from table to table, so none ships", fix)
                 return cls.build(task).to(device)
             if task in TASKS:
                 fix = f"train one with: polysense fit {task} DATA --out BUNDLE"
@@ -271,19 +273,20 @@ def _new_tokenizer(
     """A tokenizer for this encoder (timm's own patch embedding, embedded weights, or seeded ones), and the names of
     the tensors that are not random."""
     kind, _, _ = encoder.spec.partition(":")
+    cls, name = get_tokenizer(modality), f"{modality} tokenizer"
+    check_options(cls.Config, options, name)
     if modality == "image" and kind in ("timm", "random") and options.get("form", "vit") == "vit":
         from polysense.tokenizers.image import from_timm
 
         patches = from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
         return patches, sorted(patches.state_dict()) if kind == "timm" else []
-    cls = get_tokenizer(modality)
+    config: Any = make_config(cls.Config, {"width": encoder.config.width, **options}, name)
     try:
-        config = cls.Config(**{"width": encoder.config.width, **options})
         tokenizer = cls(cls.fit_config(config, sources) if sources else config)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"{modality} tokenizer", str(error), f"see {cls.Config.__name__} for the options") from error
+        raise InputError(name, str(error), f"see {cls.Config.__name__} for the options") from error
     return tokenizer, load_embedded_weights(tokenizer, modality) if kind == "embedded" else []
 
 

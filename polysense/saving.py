@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -86,11 +87,16 @@ def check_place(path: Path) -> None:
     """Makes sure that a bundle may be written there: nothing, an empty folder or an older bundle.
 
     Raises:
-        InputError: Something else stands there, which would be lost.
+        InputError: Something else stands there, which would be lost; or the folder above cannot be written to.
     """
     free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if not free and not is_bundle(path):
         raise InputError(path, "something that is no bundle stands there", "choose another folder")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=above))  # trying is the one test that is always right
+    except OSError as error:
+        raise InputError(path, f"{above} cannot be written to ({error.strerror})", "choose another folder") from error
 
 
 def is_bundle(path: Path) -> bool:

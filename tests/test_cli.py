@@ -172,6 +172,7 @@ def test_debug_shows_the_traceback(files: Path) -> None:
         (["predict", "image-classification", "in", "--device", "warp9"], "no such device"),
         (["predict", "image-classification", "empty"], "no readable file"),
         (["embed", "in/notes.txt"], "--modality"),
+        (["eval", "image-classification", "in", "--json", "nowhere/m.json"], "nowhere/m.json: its folder does not"),
         (["embed", "in", "--modality", "smell"], "choose one of: audio, image"),
     ],
 )
@@ -188,6 +189,8 @@ def test_wrong_usage_is_exit_code_2(files: Path) -> None:
     assert run("predict") == 2
     assert run("predict", "image-classification", "in", "--batch-size", "0") == 2
     assert run("fit", "t", "d", "--out", "o", "--head", "novalue") == 2
+    assert run("fit", "t", "d", "--out", "o", "--lr=-1") == 2
+    assert run("fit", "t", "d", "--out", "o", "--val-share", "5") == 2
 
 
 def test_pictures(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +214,13 @@ def test_embed_mixes_modalities(files: Path) -> None:
     assert np.load("v.npy").shape == (3, 3)
     assert run("embed", "in", "--out", "v.parquet") == 0
     assert len(pd.read_parquet("v.parquet").embedding[0]) == 3
+
+
+def test_embed_a_table(tmp_path: Path) -> None:
+    """The columns come from the table itself."""
+    pd.DataFrame({"height": [1.0, 2.0, 3.0], "kind": ["a", "b", "a"]}).to_csv(tmp_path / "t.csv", index=False)
+    assert run("embed", str(tmp_path / "t.csv"), "--modality", "tabular", "--out", str(tmp_path / "v.npy")) == 0
+    assert np.load(tmp_path / "v.npy").shape[0] == 3
 
 
 def test_models(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

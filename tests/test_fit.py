@@ -420,6 +420,10 @@ OPTION_FAULTS = {
     "embedding": ({}, "tabular-embedding", "nothing to train"),
     "head option": ({"target": "kind", "head_options": {"depth": 3}}, "tabular-classification", "depth"),
     "encoder": ({"target": "kind", "encoder": "nonsense"}, "tabular-classification", "unknown encoder"),
+    "value of an option": ({"target": "kind", "head_options": {"hidden": "x"}}, "tabular-classification", "give int"),
+    "option of series": ({"tokenizer_options": {"foo": 1}}, "forecasting", "no option 'foo'"),
+    "negative borders": ({"borders": (-1, 2, 3)}, "forecasting", "no parts of a series"),
+    "borders above one": ({"borders": (0.7, 0.7, 0.1)}, "forecasting", "no parts of a series"),
     "horizon": ({"horizon": 300}, "forecasting", "300 steps"),
 }
 
@@ -431,6 +435,21 @@ def test_faulty_options_are_one_error(name, quick, tmp_path):
     with pytest.raises(InputError, match=message):
         quick(task, data, **options)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_folder_without_series(quick, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="no series was found"):
+        quick("forecasting", tmp_path / "data")
+
+
+def test_place_that_cannot_be_written_to_is_refused_before_training(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "train_pipeline", lambda *args: pytest.fail("trained in vain"))
+    data = csv(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="cannot be written to"):
+        quick("tabular-classification", data, target="kind", out=data / "bundle")  # a file is no folder
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_place_that_is_taken_is_refused_before_training(quick, tmp_path, monkeypatch):

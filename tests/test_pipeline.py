@@ -97,6 +97,8 @@ def test_raise_names_the_file(images, mixed):
         images(mixed)
     with pytest.raises(ValueError, match="skip"):
         list(images.stream(mixed, on_error="ignore"))
+    with pytest.raises(ValueError, match="batch_size is at least 1"):
+        list(images.stream(mixed, batch_size=0))
 
 
 def test_stream_reads_no_further_than_it_answers(images, make):
@@ -140,6 +142,11 @@ def test_row_dict_with_a_column_called_meta(encoder):
     rows = [{"meta": "x" if i % 2 else "y", "size": float(i * i)} for i in range(30)]
     pipeline = Pipeline.build("tabular-embedding", encoder=encoder, sources=[pd.DataFrame(rows)])
     assert len(pipeline(rows[0])) == 1 and len(pipeline(rows)) == 30
+
+
+def test_no_table_embedding_ships():
+    with pytest.raises(InputError, match="its columns differ from table to table"):
+        Pipeline.from_pretrained("tabular-embedding")
 
 
 def test_windows_of_a_recording_become_one_answer(build, make):

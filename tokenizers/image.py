@@ -80,6 +80,8 @@ class ImageConfig:
         check_choice("interpolation", str(self.interpolation), tuple(FILTERS))
         if (self.positions == "learned") != (self.form == "vit"):
             raise ValueError(f"the form {self.form!r} cannot have {self.positions!r} positions")
+        if min(self.size, self.patch) < 1:
+            raise ValueError(f"size and patch must be positive, not {self.size} and {self.patch}")
 
     def _fill(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:

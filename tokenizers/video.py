@@ -77,6 +77,9 @@ class VideoConfig:
             object.__setattr__(self, name, tuple(chosen) if name in ("mean", "std") else chosen)  # JSON gives lists
         check_choice("resize", str(self.resize), RESIZES)
         check_choice("interpolation", self.interpolation, tuple(FILTERS))
+        sizes = {name: getattr(self, name) for name in ("frames", "size", "patch", "tube")}
+        if min(sizes.values()) < 1:
+            raise ValueError(f"frames, size, patch and tube must be positive, not {sizes}")
 
     @property
     def step(self) -> int:

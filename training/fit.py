@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polysense.core.errors import InputError
+from polysense.core.options import make_config
 from polysense.heads.classify import ClassificationHead
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
@@ -164,7 +165,8 @@ def build_for(
     front = {**sources.tokenizer_options(), **(tokenizer_options or {})}
     head = {**sources.head_options(), **(head_options or {})}
     if TASKS[task].kind == "forecasting":
-        head["tokens"] = TimeSeriesTokenizer(SeriesConfig(**front)).token_count(front["context"])
+        series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
+        head["tokens"] = series.token_count(front["context"])
     return Pipeline.build(task, encoder=encoder, tokenizer=front, head=head,
                           sources=sources.tokenizer_sources(), seed=seed)  # fmt: skip
 

@@ -25,6 +25,7 @@ from polysense.data.masks import IGNORE, read_mask
 Scores = dict[str, float]
 METRICS: Registry[Callable[..., Metric]] = Registry("kind of metric")
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
+MOST_NAMED = 12  # classes that a message lists
 
 
 class Metric:
@@ -48,7 +49,7 @@ class Metric:
 
     def number(self, name: str, source: object) -> int:
         if name not in self.numbers:
-            known = ", ".join(self.classes)
+            known = ", ".join(self.classes[:MOST_NAMED]) + (" …" if len(self.classes) > MOST_NAMED else "")
             raise InputError(source, f"its target {name!r} is no class of the model", f"choose from: {known}")
         return self.numbers[name]
 

@@ -235,12 +235,17 @@ class SeriesSources:
     ) -> SeriesSources:
         from polysense.data.time_series import SERIES_ENDINGS, read_series_all
 
+        if min(borders) < 0 or (max(borders) <= 1 and sum(borders) > 1 + 1e-6):
+            given = ",".join(f"{border:g}" for border in borders)
+            raise InputError(f"borders {given}", "they are no parts of a series", "give shares such as 0.7,0.1,0.2")
         columns = None if target is None else [name.strip() for name in target.split(",")]
         files = [Path(path)]
         if Path(path).is_dir():
             from polysense.data.dataset import list_files
 
             files = list_files(Path(path), SERIES_ENDINGS)
+            if not files:
+                raise InputError(path, "no series was found", f"put files ({', '.join(SERIES_ENDINGS)}) into it")
         frames = [frame for file in files for frame in read_series_all(file, time=time, columns=columns)]
         options = {"target": target, "time": time, "horizon": horizon, "context": context, "borders": list(borders)}
         return cls(frames, horizon, context, tuple(borders), {k: v for k, v in options.items() if v is not None})
