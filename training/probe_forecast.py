@@ -1,11 +1,11 @@
 """The first phase of a forecasting fit: the head's linear map as a ridge regression, in closed form.
 
-Shape legend: b sequences, f flattened input, h steps.
+Shape legend: b sequences, n sequences of all windows, f flattened input, h steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from polysense.training.examples import Examples, Subset
 
 STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)  # of the ridge, relative to the mean variance of an input
 MOST_WINDOWS = 20_000  # windows that the regression reads
+MOST_INPUTS = 8192  # widest input whose moments (f x f doubles) are kept; wider ones are solved row by row
+MOST_NUMBERS = 100_000_000  # inputs of all rows that are held in memory at a time
 
 
 @torch.inference_mode()
@@ -23,14 +25,15 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     """Solves for `head.linear`, keeping the ridge of least weighted squared error on validation windows."""
     head = pipeline.head
     assert isinstance(head, ForecastHead)
-    gram, cross = _moments(pipeline, Subset.even(train, MOST_WINDOWS), batch_size)
-    checks = list(_rows(pipeline, Subset.even(val, 1000), batch_size))
-    ridge = gram.diagonal()[:-1].mean()
+    inputs = head.linear.in_features
+    fitting = max(MOST_NUMBERS // (inputs * len(train.whole(0)[0])), 64)  # windows that memory holds
+    checks = list(_rows(pipeline, Subset.even(val, min(1000, fitting)), batch_size))
+    if inputs <= MOST_INPUTS:
+        solutions = _from_moments(*_moments(pipeline, Subset.even(train, MOST_WINDOWS), batch_size))
+    else:
+        solutions = _from_rows(*zip(*_rows(pipeline, Subset.even(train, min(MOST_WINDOWS, fitting)), batch_size)))
     best, kept = float("inf"), None
-    for strength in STRENGTHS:
-        penalty = torch.full_like(gram.diagonal(), float(strength * ridge))
-        penalty[-1] = 0  # the intercept is free
-        solution = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty.diag()))  # (f + 1, h)
+    for solution in solutions:
         error = sum(float((((x @ solution.float()) - y).square() * w).sum()) for x, y, w in checks)
         if error < best:
             best, kept = error, solution.float()
@@ -42,6 +45,31 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
         0.01
     )  # offsets start as those of the errors, the same for all windows
     _spread_quantiles(head, checks, kept)
+
+
+def _from_moments(gram: Tensor, cross: Tensor) -> Iterator[Tensor]:
+    """The solution (f + 1, h) of each strength, from what `_moments` gives."""
+    ridge = gram.diagonal()[:-1].mean()
+    for strength in STRENGTHS:
+        penalty = torch.full_like(gram.diagonal(), float(strength * ridge))
+        penalty[-1] = 0  # the intercept is free
+        yield torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty.diag()))
+
+
+def _from_rows(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The same from the rows themselves, by the dual problem: n x n instead of f x f numbers."""
+    x, y, weight = torch.cat(list(xs))[:, :-1], torch.cat(list(ys)), torch.cat(list(weights)).mean(1, keepdim=True)
+    ridge = float((x.square() * weight).sum(0).mean())
+    # Centring takes the intercept, which is free, out of the problem.
+    share = weight / weight.sum()
+    x_mean, y_mean = (x * share).sum(0), (y * share).sum(0)
+    x, y = (x - x_mean) * weight.sqrt(), (y - y_mean) * weight.sqrt()
+    kernel = (x @ x.T).double()
+    for strength in STRENGTHS:
+        penalty = torch.full_like(kernel.diagonal(), strength * ridge)
+        dual = torch.cholesky_solve(y.double(), torch.linalg.cholesky(kernel + penalty.diag()))  # (n, h)
+        slope = x.T @ dual.float()
+        yield torch.cat([slope, (y_mean - x_mean @ slope)[None]])
 
 
 def _rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
