@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sets import digits_view, esc10_view, general_series
 
 from polysense.backbone.weights import embedded_folder
 from polysense.data.dataset import Dataset, Item, class_folders, list_files
@@ -49,22 +50,6 @@ def folder(task: str, path: str, **options: Any) -> Callable[[Path, Path], Sourc
     return lambda data, work: open_sources(TASKS[task], data / path, **options)
 
 
-def links(name: str, data: str, part_of: Callable[[Path], tuple[str, str] | None]) -> Callable[[Path, Path], Path]:
-    """A view of a flat or oddly laid out data set as train/CLASS and test/CLASS folders of links."""
-
-    def make(root: Path, work: Path) -> Path:
-        for file in sorted(p for p in (root / data).rglob("*") if p.is_file()):
-            place = part_of(file)
-            if place is not None:
-                target = work / name / place[0] / place[1] / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                target.symlink_to(file.resolve())
-        return work / name
-
-    return make
-
-
 def tiny_imagenet(data: Path, work: Path) -> Sources:
     """Parquet parts with numbered labels, under the first of each class's names."""
     import pandas as pd
@@ -78,14 +63,11 @@ def tiny_imagenet(data: Path, work: Path) -> Sources:
 
 
 def esc10(data: Path, work: Path) -> Sources:
-    view = links("esc10", "audio/esc10", lambda f: ("test" if f.name[0] == "4" else "train", f.parent.name)
-                 if f.suffix == ".ogg" else None)  # fmt: skip
-    return open_sources(TASKS["audio-classification"], view(data, work))
+    return open_sources(TASKS["audio-classification"], esc10_view(data, work))
 
 
 def digits(data: Path, work: Path) -> Sources:
-    view = links("digits", "audio/fsdd", lambda f: (f.parent.name, f.name[0]) if f.suffix == ".wav" else None)
-    return open_sources(TASKS["audio-classification"], view(data, work))
+    return open_sources(TASKS["audio-classification"], digits_view(data, work))
 
 
 def furniture(data: Path, work: Path) -> Sources:
@@ -175,13 +157,7 @@ def incomes(data: Path, work: Path) -> Sources:
 
 
 def any_series(data: Path, work: Path) -> Sources:
-    root = work / "series"
-    root.mkdir(parents=True, exist_ok=True)
-    for file in (data / "timeseries_forecasting/general").glob("*.csv"):
-        if file.name != "INDEX.csv":
-            (root / file.name).unlink(missing_ok=True)
-            (root / file.name).symlink_to(file.resolve())
-    return SeriesSources.open(root, None, None, 48, 192, (0.7, 0.15, 0.15))
+    return SeriesSources.open(general_series(data, work), None, None, 48, 192, (0.7, 0.15, 0.15))
 
 
 PLANS: dict[str, Plan] = {
