@@ -30,9 +30,10 @@ from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokeniz
 from polysense.tokenizers.tabular import TabularConfig, TabularTokenizer
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.tokenizers.video import VideoConfig, VideoTokenizer
-from polysense.training import pretrain as pretraining
 from polysense.training.pretrain import PretrainConfig, pretrain
 from polysense.training.pretrain_cache import batched, labelled_images, write_cache
+from polysense.training.pretrain_log import TrainingLog
+from polysense.training.pretrain_optim import schedule
 from polysense.training.pretrain_streams import (
     CloudStream,
     FrontStream,
@@ -219,14 +220,14 @@ def test_exported_files_load(run):
 def test_resumed_run_equals_the_whole(at, run, tmp_path, monkeypatch):
     folder, trunk, _, _ = run
     stopped, parts = everything(folder)
-    log = pretraining._log
+    write = TrainingLog.write
 
-    def power_cut(path, step, *rest):
-        log(path, step, *rest)
+    def power_cut(self, step, *rest):
+        write(self, step, *rest)
         if step == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretraining, "_log", power_cut)
+    monkeypatch.setattr(TrainingLog, "write", power_cut)
     with pytest.raises(KeyboardInterrupt):
         pretrain(stopped, parts, CONFIG, tmp_path / "out")
     assert not (tmp_path / "out" / "weights").exists()
@@ -254,7 +255,7 @@ def test_finished_run_trains_no_further(run, monkeypatch):
 
 def test_schedule_warms_up_and_comes_down():
     config = PretrainConfig(steps=100, warmup=10)
-    rates = [pretraining._schedule(step, config) for step in range(100)]
+    rates = [schedule(step, config) for step in range(100)]
     assert rates[0] == 0.1 and max(rates) == 1.0 == rates[9] and rates[-1] < 0.03
     assert rates[10:] == sorted(rates[10:], reverse=True)
 

@@ -1,15 +1,17 @@
-"""Joint pretraining of the encoder and the default tokenizers: one batch of every sense a step.
+"""Joint pretraining of the encoder and the tokenizers: a batch of every sense a step, on any number of devices.
 
-The encoder starts as the identity, so that it begins with all that the front parts know and adds to it.
+Sampling rule: every step takes one batch of each stream (`batch_size` of it) and minimises the sum of all losses, so a
+sense counts by its batch and its losses' weights, never by the size of its data. What is drawn depends on the seed and
+the step alone: a run that was killed and resumed equals one that was not.
+
+An encoder that starts as the identity begins with all that the front parts know and adds to it.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +21,142 @@ from torch import nn
 
 from polysense.backbone.encoder import Encoder
 from polysense.backbone.weights import save_encoder
+from polysense.core.errors import InputError
+from polysense.training.pretrain_log import TrainingLog
+from polysense.training.pretrain_optim import PretrainConfig, clip, make_optimiser, scaled, set_rate
 from polysense.training.pretrain_streams import Stream
 
-
-@dataclass(frozen=True, slots=True)
-class PretrainConfig:
-    """How long and how fast."""
-
-    steps: int = 800
-    lr: float = 1e-3  # peak; warmed up, then a cosine
-    warmup: int = 50  # steps
-    weight_decay: float = 0.05
-    average: float = 0.995  # decay of the exponential moving average of weights, which is what ships
-    save_every: int = 50  # steps between checkpoints
-    seed: int = 0
+__all__ = ["PretrainConfig", "export", "pretrain"]
+Key = tuple[int, int, int, int]  # seed, step, batch of the step, process: what a draw depends on
 
 
-def pretrain(encoder: Encoder, streams: Sequence[Stream], config: PretrainConfig, out: Path) -> None:
-    """Trains, writing `out/state.pt` (to resume from), `out/log.csv` and, at the end, the shipped files.
+def pretrain(
+    encoder: Encoder, streams: Sequence[Stream], config: PretrainConfig, out: Path, device: str | None = None
+) -> None:
+    """Trains, writing `out/state.pt` (to resume from), `out/log.csv` and, at the end, `out/weights`.
 
-    An existing `out/state.pt` is resumed at its step. Frozen front parts (`stem`) stay as they are.
+    An existing `out/state.pt` is resumed at its step. Parameters to which a stream gives a learning-rate factor of 0
+    (`Stream.lr_scale`; frozen front parts) stay as they are. Under `accelerate launch` or torchrun every process takes
+    batches of its own and gradients are averaged.
+
+    Args:
+        encoder: Trained in place; holds the averaged weights afterwards.
+        streams: The senses.
+        config: How long and how fast.
+        out: Folder of the run.
+        device: "cpu" keeps a GPU out of it; None takes what accelerate finds.
+
+    Raises:
+        InputError: A loss is no longer a number, or the state in `out` is of other parts than these.
     """
+    accelerator = _accelerator(config, device)
     torch.manual_seed(config.seed)
-    model = nn.ModuleDict({"encoder": encoder, **{stream.name: stream for stream in streams}})
-    for name, parameter in model.named_parameters():
-        if ".stem." in name and "series" not in name:
-            parameter.requires_grad_(False)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        [{"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
-         {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0}], lr=config.lr, betas=(0.9, 0.98),
-    )  # fmt: skip
+    model = nn.ModuleDict({"encoder": encoder, **{stream.name: stream for stream in streams}}).to(accelerator.device)
+    chosen = _trained(model, streams)
+    parameters = [parameter for parameter, _ in chosen]
+    optimiser = accelerator.prepare_optimizer(make_optimiser(chosen, config))
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    first = _resume(out / "state.pt", model, optimiser, average)
+    first = _resume(out / "state.pt", model, optimiser, average, accelerator)
+    log = TrainingLog(out, first) if accelerator.is_main_process else None
+    for stream in streams:
+        if hasattr(stream, "begin"):
+            stream.begin(_keys(config, first, accelerator.process_index), config.workers)
     started = time.perf_counter()
     encoder.train()
     for step in range(first, config.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * _schedule(step, config)
-        rng = np.random.default_rng((config.seed, step))  # by step: a resumed run draws what the whole one would
+        set_rate(optimiser, step, config)
+        torch.manual_seed(config.seed + 7919 * step + accelerator.process_index)
         optimiser.zero_grad(set_to_none=True)
         report: dict[str, float] = {}
-        for stream in streams:
-            losses = stream.loss(encoder, rng)
-            torch.stack(list(losses.values())).sum().backward()
-            report |= {f"{stream.name}/{key}": float(value.detach()) for key, value in losses.items()}
-        nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
+        for key in _keys(config, step, accelerator.process_index, step + 1):
+            rng = np.random.default_rng(key)
+            for stream in streams:
+                with accelerator.autocast():
+                    losses = stream.loss(encoder, rng)
+                accelerator.backward(scaled(losses, 1 / config.accumulate))
+                for name, value in losses.items():
+                    report[f"{stream.name}/{name}"] = (
+                        report.get(f"{stream.name}/{name}", 0.0) + float(value.detach()) / config.accumulate
+                    )
+        _check(report, step)
+        _share_gradients(accelerator, parameters)
+        accelerator.unscale_gradients(optimiser)
+        clip(parameters, config)
         optimiser.step()
         _update(average, model, min(config.average, (1 + step) / (10 + step)))
-        _log(out / "log.csv", step, time.perf_counter() - started, report)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            _save(out / "state.pt", {"step": step + 1, "model": model.state_dict(), "average": average,
-                                     "optimiser": optimiser.state_dict()})  # fmt: skip
+        if log is not None:
+            log.write(step, time.perf_counter() - started, report)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
+                _save(out / "state.pt", {"step": step + 1, "model": model.state_dict(), "average": average,
+                                         "optimiser": optimiser.state_dict(), "scaler": scaler})  # fmt: skip
     model.load_state_dict(average)
-    export(encoder, streams, out / "weights")
+    if log is not None:
+        log.close()
+        export(encoder, streams, out / "weights")
+    accelerator.wait_for_everyone()
 
 
-def _schedule(step: int, config: PretrainConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+def _accelerator(config: PretrainConfig, device: str | None) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Its state is global: a second training in one process may want another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    if cpu and config.precision == "fp16":
+        raise InputError("precision fp16", "it needs a GPU", "use no, or bf16")
+    return Accelerator(cpu=cpu, mixed_precision=config.precision)
+
+
+def _keys(config: PretrainConfig, first: int, process: int, end: int | None = None) -> Iterator[Key]:
+    """One key for each batch from step `first` on."""
+    for step in range(first, config.steps if end is None else end):
+        for batch in range(config.accumulate):
+            yield (config.seed, step, batch, process)
+
+
+def _trained(model: nn.ModuleDict, streams: Sequence[Stream]) -> list[tuple[nn.Parameter, float]]:
+    """Parameters that learn, each with the factor of its learning rate; the others are frozen."""
+    by_name = {stream.name: stream for stream in streams}
+    chosen = []
+    for name, parameter in model.named_parameters():
+        stream, _, own = name.partition(".")
+        scale = 1.0 if stream == "encoder" else _scale(by_name[stream], own)
+        if scale == 0:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            chosen.append((parameter, scale))
+    return chosen
+
+
+def _scale(stream: Stream, name: str) -> float:
+    if hasattr(stream, "lr_scale"):
+        return float(stream.lr_scale(name))
+    return 0.0 if ".stem." in name and "series" not in stream.name else 1.0
+
+
+def _check(report: dict[str, float], step: int) -> None:
+    for name, value in report.items():
+        if not math.isfinite(value):
+            fix = "lower lr or clip_at, or lengthen warmup; state.pt holds the last good step"
+            raise InputError(f"step {step}", f"the loss {name} is {value}", fix)
+
+
+def _share_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
+    """Means of the gradients of all processes. A parameter that only some of them used counts as 0 in the others.
+
+    By hand and not by DistributedDataParallel: a step is several backward passes, and which parts of a stream it uses
+    (a table, the classes of a set) differs from process to process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    kept = [p for p, count in zip(parameters, accelerator.reduce(used, "sum").tolist(), strict=True) if count]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in kept])
+    flat = accelerator.reduce(flat, "mean")
+    for p, part in zip(kept, flat.split([p.numel() for p in kept]), strict=True):
+        p.grad = part.view_as(p).clone()
 
 
 @torch.no_grad()
@@ -89,14 +166,20 @@ def _update(average: dict[str, torch.Tensor], model: nn.Module, decay: float) ->
             average[name].lerp_(value, 1 - decay)
 
 
-def _resume(path: Path, model: nn.Module, optimiser: Any, average: dict[str, torch.Tensor]) -> int:
+def _resume(path: Path, model: nn.Module, optimiser: Any, average: dict[str, torch.Tensor], accelerator: Any) -> int:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    state = torch.load(path, weights_only=True, map_location=accelerator.device)
+    try:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        fix = "choose another folder, or delete it to begin anew"
+        raise InputError(path, "it is the state of a training with other parts", fix) from error
     average.update(state["average"])
+    if accelerator.scaler is not None and state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
     return int(state["step"])
 
 
@@ -104,16 +187,6 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
-
-
-def _log(path: Path, step: int, seconds: float, report: dict[str, float]) -> None:
-    """One row a step and loss: long form, so that streams may have losses that come and go."""
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "seconds", "loss", "value"])
-        writer.writerows([step, f"{seconds:.1f}", name, f"{value:.5f}"] for name, value in sorted(report.items()))
 
 
 def export(encoder: Encoder, streams: Sequence[Stream], out: Path) -> None:
@@ -126,7 +199,7 @@ def export(encoder: Encoder, streams: Sequence[Stream], out: Path) -> None:
     for stream in streams:
         if stream.name == "tabular":  # every table brings its own columns
             continue
-        state = {name: value.half().contiguous() for name, value in stream.tokenizer.state_dict().items()}
+        state = {name: value.half().cpu().contiguous() for name, value in stream.tokenizer.state_dict().items()}
         save_file(state, folder / f"{stream.name}.safetensors")
         if stream.name == "image":  # clips begin with what pictures taught: the same stem and projection
             shared = {name: value for name, value in state.items() if name.startswith(("stem.", "project."))}
