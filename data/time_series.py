@@ -24,6 +24,7 @@ from polysense.data.time_series_axis import (
     parse_times,
 )
 from polysense.data.time_series_files import Arrays, load, source_name
+from polysense.data.time_series_lines import series_in_lines
 from polysense.data.time_series_ts import parse_ts
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] 
     Args:
         source: Path, bytes or open file of csv (any of `, ; tab space`, with or without header, also .gz), parquet,
             xlsx, npz (arrays "values" and "times", or its only array), npy or ts; or a DataFrame, Series, dict of
-            columns, array or tensor (t,) or (t, c), or a `SeriesFrame`.
+            columns, array or tensor (t,) or (t, c), or a `SeriesFrame`. A table whose lines are an id and the values
+            of steps that are counted (V1, V2 …), dated or nameless is one series a line (`time_series_lines`).
         time: Name of the time column; None finds it: an index or column of datetimes, a column with a usual name, a
             text column that parses as dates.
         columns: Names of the variates to read, in this order; None reads all numeric ones.
@@ -80,7 +82,10 @@ def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] 
 
 
 def read_series_all(source: Any, *, time: str | None = None, columns: Sequence[str] | None = None) -> list[SeriesFrame]:
-    """All series of a source: several for `.ts` and arrays (n, t, c), otherwise one. See `read_series`."""
+    """All series of a source: several for `.ts`, arrays (n, t, c) and tables of one series a line, otherwise one.
+
+    See `read_series`; `columns` chooses among lines by their ids.
+    """
     name = source_name(source)
     if isinstance(source, SeriesFrame):
         frames = [source]
@@ -91,6 +96,8 @@ def read_series_all(source: Any, *, time: str | None = None, columns: Sequence[s
                       for i, (values, label) in enumerate(parse_ts(name, content))]  # fmt: skip
         elif isinstance(content, Arrays):
             frames = _from_arrays(name, content)
+        elif time is None and (lines := series_in_lines(content)) is not None:
+            return [_checked(frame) for frame in _from_lines(name, lines, columns)]
         else:
             return [_checked(_from_table(name, content, time, columns))]
     return [_checked(_chosen(frame, columns)) for frame in frames]
@@ -141,6 +148,23 @@ def _from_arrays(name: str, arrays: Arrays) -> list[SeriesFrame]:
         problem = f"it has {len(values)} rows of values but times of shape {arrays.times.shape}"
         raise InputError(name, problem, "give one time for each row")
     return [_with_times(name, pd.Series(arrays.times), values, names)]
+
+
+def _from_lines(
+    name: str, lines: Sequence[tuple[str, np.ndarray, Times | None]], columns: Sequence[str] | None
+) -> list[SeriesFrame]:
+    """A series for each line, or for those that are asked for by their ids."""
+    import pandas as pd
+
+    ids = [line[0] for line in lines]
+    if columns is not None and (absent := [column for column in columns if column not in ids]):
+        raise _no_such(name, absent, ids)
+    chosen = lines if columns is None else [lines[ids.index(column)] for column in columns]
+    return [
+        SeriesFrame(values[:, None], None, [key], source=f"{name}#{key}") if times is None
+        else _with_times(f"{name}#{key}", pd.Series(times), values[:, None], [key])
+        for key, values, times in chosen
+    ]  # fmt: skip
 
 
 def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[str]) -> SeriesFrame:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from polysense.core.errors import InputError
+from polysense.data.time_series_lines import lines_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,6 +182,8 @@ def _csv(name: str, text: str) -> pd.DataFrame:
 
     lines = [line for line in text[:200_000].splitlines() if line.strip()][:50]
     delimiter = _delimiter(lines)
+    if delimiter and (series := lines_table(text, delimiter)) is not None:
+        return series
     first = next(csv.reader([lines[0]], delimiter=delimiter, skipinitialspace=True)) if delimiter else lines[0].split()
     rows = lines[1:]
     headed = not all(_is_data(cell) for cell in first if cell.strip())

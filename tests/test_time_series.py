@@ -267,3 +267,60 @@ def test_a_frame_reads_as_itself() -> None:
     assert read_series(frame) is frame
     with pytest.raises(InputError, match="mine: it has no column 'c'"):
         read_series(frame, columns=["c"])
+
+
+LINES = {
+    "ragged": "H1,605,586,559,511,443\nH2,31.5,29,28,27,26,25,,24\nH3,1,2,3\n",
+    "headed": 'id,V1,V2,V3,V4,V5,V6,V7,V8\n"H1",605,586,559,511,443\nH2,31.5,29,28,27,26,25,,24\nH3,1,2,3\n',
+    "counted from two": '"V1","V2","V3","V4","V5","V6","V7","V8","V9"\n"H1",605,586,559,511,443,,,\n'
+                        '"H2",31.5,29,28,27,26,25,,24\n"H3",1,2,3,,,,,\n',
+    "numbers as names": "name,1,2,3,4,5,6,7,8\nH1,605,586,559,511,443,,,\nH2,31.5,29,28,27,26,25,NA,24\n"
+                        "H3,1,2,3,,,,,\n",
+    "tabs": "H1\t605\t586\t559\t511\t443\t\t\t\nH2\t31.5\t29\t28\t27\t26\t25\t\t24\nH3\t1\t2\t3\t\t\t\t\t\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_one_series_a_line(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "m4.csv"
+    path.write_text(LINES[case])
+    frames = read_series_all(path)
+    assert [frame.names for frame in frames] == [["H1"], ["H2"], ["H3"]]
+    assert [frame.source for frame in frames] == [f"{path}#{key}" for key in ("H1", "H2", "H3")]
+    expected = [[605, 586, 559, 511, 443], [31.5, 29, 28, 27, 26, 25, np.nan, 24], [1, 2, 3]]
+    for frame, values in zip(frames, expected, strict=True):
+        assert frame.times is None
+        np.testing.assert_array_equal(frame.values[:, 0], values)
+    assert read_series(path, columns=["H3"]).values[:, 0].tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match="no column 'H9'; name one of: H1, H2, H3"):
+        read_series_all(path, columns=["H9"])
+    with pytest.raises(InputError, match="it holds 3 series"):
+        read_series(path)
+
+
+def test_lines_without_a_header_need_not_differ_in_length() -> None:
+    frames = read_series_all(b"a,1,2,3,4,5\nb,2,3,4,5,6\n")
+    assert [frame.values[:, 0].tolist() for frame in frames] == [[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]]
+    table = pd.DataFrame({"key": ["a", "b"], **{f"V{i}": [i, 2.0] for i in range(1, 7)}})
+    assert [frame.names for frame in read_series_all(table)] == [["a"], ["b"]]
+
+
+def test_dated_lines_keep_their_times() -> None:
+    first, second = read_series_all(b"country,2019,2020,2021,2022\nA,1,2,3,4\nB,,5,6,\n")
+    assert first.freq == "YS-JAN" and first.values[:, 0].tolist() == [1, 2, 3, 4]
+    assert second.values[:, 0].tolist() == [5, 6] and second.times[0] == np.datetime64("2020-01-01")
+
+
+COLUMNS = {
+    "places": b"place,load,price,wind,rain,sun\nnorth,1,2,3,4,5\nsouth,2,3,4,5,6\n",
+    "repeated ids": b"id,x1,x2,x3,x4,x5\na,1,2,3,4,5\na,2,3,4,5,6\n",
+    "dates": b"date,x1,x2,x3,x4,x5\n2024-01-01,1,2,3,4,5\n2024-01-02,2,3,4,5,6\n",
+    "numbers": b"row,x1,x2,x3,x4,x5\n7,1,2,3,4,5\n8,2,3,4,5,6\n",
+    "few": b"id,x1,x2\na,1,2\nb,2,3\n",
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_tables_of_columns_stay_tables_of_columns(case: str) -> None:
+    frame = read_series(COLUMNS[case])
+    assert len(frame.names) == (2 if case == "few" else 5) + (case == "numbers") and len(frame.values) == 2
