@@ -10,7 +10,8 @@ import torch
 from polysense.core.errors import InputError
 from polysense.data.point_cloud import Cloud
 from polysense.tokenizers.base import TOKENIZERS
-from polysense.tokenizers.point_cloud import EXTENT, PointCloudConfig, PointCloudTokenizer, extent_of
+from polysense.tokenizers.cloud_shape import CELLS, EXTENT, LAYERS, PROFILE, RINGS, extent_of, profile_of
+from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
 
 SMALL = PointCloudConfig(width=24, points=128, groups=16, neighbours=8, hidden=16)
 META = replace(SMALL, form="meta", ratio=0.25)
@@ -25,22 +26,23 @@ def make(config: PointCloudConfig) -> PointCloudTokenizer:
     return PointCloudTokenizer(config)
 
 
-@pytest.mark.parametrize("config", [SMALL, META, replace(SMALL, extent=False)], ids=["groups", "meta", "no extent"])
+@pytest.mark.parametrize("config", [SMALL, META, replace(SMALL, extent="size"), replace(SMALL, extent="none")],
+                         ids=["groups", "meta", "size", "none"])  # fmt: skip
 def test_tokens_and_padding_invariance(config):
     tokenizer = make(config)
     clouds = [ball(500), ball(5, 1), ball(1, 2), np.repeat(ball(1, 3), 30, 0), ball(40, 4)]
     samples = [tokenizer.read(cloud) for cloud in clouds]
     batch = tokenizer.collate(samples)
     out = tokenizer(batch)
-    groups = 16 if config.form == "groups" else 32
-    assert out.x.shape == (5, groups + config.extent, 24) and out.grid is None
+    groups, extra = 16 if config.form == "groups" else 32, {"none": 0, "size": 1, "shape": 2}[config.extent]
+    assert out.x.shape == (5, groups + extra, 24) and out.grid is None
     assert out.mask is not None and out.x.isfinite().all()
     for i, sample in enumerate(samples):
         single = tokenizer(tokenizer.collate([sample]))
         assert single.mask is None  # nothing to pad
         torch.testing.assert_close(out.x[i][out.mask[i]], single.x[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(out.pos[i][out.mask[i]], single.pos[0])
-    counts = out.mask.sum(1) - int(config.extent)
+    counts = out.mask.sum(1) - extra
     assert counts.tolist() == ([16, 5, 1, 16, 16] if config.form == "groups" else [32, 1, 1, 8, 10])
 
 
@@ -82,8 +84,9 @@ def test_moving_and_scaling_changes_only_the_extent_token():
     tokenizer = make(SMALL)
     xyz = ball(100)
     a, b = (tokenizer(tokenizer.collate([tokenizer.read(cloud)])).x[0] for cloud in (xyz, xyz * 7 + [100, 200, 300]))
-    torch.testing.assert_close(a[:-1], b[:-1], atol=1e-4, rtol=1e-4)
-    assert (a[-1] - b[-1]).abs().max() > 1e-2
+    kept = [i for i in range(len(a)) if i != len(a) - 2]
+    torch.testing.assert_close(a[kept], b[kept], atol=1e-4, rtol=1e-4)
+    assert (a[-2] - b[-2]).abs().max() > 1e-2
 
 
 def test_order_of_points_does_not_matter():
@@ -138,7 +141,9 @@ def test_missing_feature_is_named():
         make(replace(SMALL, features=("rgb", "normals"))).read(ball(10))
 
 
-@pytest.mark.parametrize("change", [{"form": "x"}, {"features": ("smell",)}, {"points": 0}, {"ratio": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"form": "x"}, {"extent": "x"}, {"features": ("smell",)}, {"points": 0}, {"ratio": 0.0}]
+)
 def test_wrong_settings(change):
     with pytest.raises(ValueError):
         replace(SMALL, **change)
@@ -156,6 +161,28 @@ def test_extent_is_finite_and_ordered():
         numbers = extent_of(xyz, xyz / 20, xyz.mean(0), 20.0)
         assert numbers[8] >= numbers[9] >= numbers[10]
         np.testing.assert_allclose(numbers[11:], upright, atol=0.1)
+
+
+def test_profile_says_where_the_points_lie():
+    centers = ball(16)
+    low, high = np.array([-0.5, -0.5, 0]), np.array([0.5, 0.5, 1.0])
+    corner = np.concatenate([np.repeat(low[None], 99, 0), high[None]])
+    numbers = profile_of(corner, centers)
+    assert numbers.shape == (PROFILE,) and np.isfinite(numbers).all()
+    cells, rings = numbers[: CELLS**3] ** 2 / CELLS**3, numbers[CELLS**3 : CELLS**3 + LAYERS * RINGS] ** 2
+    assert cells[0] == pytest.approx(0.99) and cells[-1] == pytest.approx(0.01)
+    assert rings.reshape(LAYERS, RINGS)[0].sum() / (LAYERS * RINGS) == pytest.approx(0.99)
+    turned = profile_of(corner * [-1, -1, 1], centers)[CELLS**3 : CELLS**3 + LAYERS * RINGS] ** 2
+    np.testing.assert_allclose(turned, rings)  # rings do not see a turn about the upright axis
+    for xyz in (ball(1), np.zeros((5, 3)), ball(30) * [1, 0, 0]):
+        assert np.isfinite(profile_of(xyz, xyz[:1])).all()
+
+
+def test_older_bundles_name_the_extent_by_truth_values():
+    for old, new in ((True, "size"), (False, "none")):
+        config = replace(SMALL, extent=old)
+        assert config.extent == new and config == replace(SMALL, extent=new)
+    assert [name for name, _ in make(replace(SMALL, extent=True)).named_parameters() if "profile" in name] == []
 
 
 def test_files_are_named(tmp_path):

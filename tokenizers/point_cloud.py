@@ -1,6 +1,7 @@
-"""Point clouds -> tokens: patches of neighbouring points, one token each, and one for the size of the whole.
+"""Point clouds -> tokens: patches of neighbouring points, one token each, and two for size and shape of the whole.
 
-Shape legend: b batch, n points, g groups, k neighbours, f feature channels, c inputs, d width, e extent numbers.
+Shape legend: b batch, n points, g groups, k neighbours, f feature channels, c inputs, d width, e extent numbers,
+q profile numbers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from polysense.core.types import Sample, Tokens
 from polysense.data.point_cloud import Cloud, read_cloud
 from polysense.kernels.points import farthest_point_sampling, knn
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of, pad_stack
+from polysense.tokenizers.cloud_shape import EXTENT, PROFILE, extent_of, max_radius, profile_of
 
 FEATURES = {"rgb": 3, "intensity": 1, "normals": 3}
-EXTENT = 13  # numbers that `extent_of` gives
-# Where the extent token stands: outside the unit ball of the points, so that no point has it as a near neighbour.
-EXTENT_POSITION = 2.0
+# Where the tokens of the whole stand: outside the unit ball, so that no point has them as near neighbours.
+WHOLE_POSITION = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,18 @@ class PointCloudConfig:
     neighbours: int = 32  # points in a patch
     ratio: float = 0.25  # "meta": centres per point, 1/4 or 1/16
     features: tuple[str, ...] = ()  # per-point features beside the coordinates: rgb, intensity, normals
-    extent: bool = True  # one more token for absolute size and overall shape, which normalisation takes away
+    # Tokens for the whole: "size" (absolute size and proportions, which normalisation takes away), "shape" (that one,
+    # and one for where in its box the points lie), or "none". Older bundles have true ("size") and false ("none").
+    extent: bool | Literal["none", "size", "shape"] = "shape"
     hidden: int = 128  # channels inside the patch network
     sample: int = 20_000  # points drawn from the surface of a mesh
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))  # a list after JSON
+        if isinstance(self.extent, bool):
+            object.__setattr__(self, "extent", "size" if self.extent else "none")
+        if self.extent not in ("none", "size", "shape"):
+            raise ValueError(f"unknown extent {self.extent!r}; choose none, size or shape")
         if self.form not in ("groups", "meta"):
             raise ValueError(f"unknown form {self.form!r}; choose groups or meta")
         if unknown := set(self.features) - set(FEATURES):
@@ -57,7 +64,7 @@ class PointCloudTokenizer(Tokenizer):
     """Patches as Point-BERT cuts them (Yu et al. 2022, 3.1): farthest points as centres, their nearest neighbours.
 
     Tokens live in (xyz - center) / scale: center is the centroid, scale the largest distance from it. `Tokens.pos` are
-    the patch centres there; the extent token, where there is one, comes last at (2, 2, 2), outside the unit ball.
+    the patch centres there; the tokens of the whole, if any, come last at (2, 2, 2), outside the unit ball.
     """
 
     Config = PointCloudConfig
@@ -69,11 +76,9 @@ class PointCloudTokenizer(Tokenizer):
         embedding = PatchNetwork if config.form == "groups" else MetaNetwork
         self.patch = embedding(6 + channels, config.hidden, config.width)
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, config.width))
-        self.extent = (
-            nn.Sequential(nn.Linear(EXTENT, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
-            if config.extent
-            else None
-        )
+        self.extent = _numbers_network(EXTENT, config) if config.extent != "none" else None
+        self.profile = _numbers_network(PROFILE, config) if config.extent == "shape" else None
+        self.extra = (self.extent is not None) + (self.profile is not None)  # tokens after the patches'
 
     def read(self, source: Any) -> Sample:
         """Reads, normalises, thins and cuts one cloud (see `read_cloud` for sources).
@@ -85,7 +90,7 @@ class PointCloudTokenizer(Tokenizer):
         return self.cut(cloud, str(source) if isinstance(source, str | Path) else "<memory>")
 
     def cut(self, cloud: Cloud, source: str) -> Sample:
-        """A decoded cloud -> groups (g, k, 3 + f), centers (g, 3), extent (e)."""
+        """A decoded cloud -> groups (g, k, 3 + f), centers (g, 3), extent (e), profile (q)."""
         config, n = self.config, len(cloud.xyz)
         if missing := [name for name in config.features if name not in cloud.features]:
             fix = f"give a cloud with {', '.join(config.features)}, or train without"
@@ -102,8 +107,10 @@ class PointCloudTokenizer(Tokenizer):
         nearest = nearest[:, np.arange(config.neighbours) % nearest.shape[1]]  # few points: repeated
         columns = [xyz[nearest] - xyz[chosen][:, None], *(cloud.features[f][kept][nearest] for f in config.features)]
         data = {"groups": np.concatenate(columns, -1), "centers": xyz[chosen]}
-        if config.extent:
+        if self.extent is not None:
             data["extent"] = extent_of(cloud.xyz, xyz, center, scale)
+        if self.profile is not None:
+            data["profile"] = profile_of(xyz, xyz[chosen])
         meta = {"points": n, "xyz": cloud.xyz, "center": center, "scale": scale}
         return Sample({k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in data.items()}, source, meta)
 
@@ -113,8 +120,8 @@ class PointCloudTokenizer(Tokenizer):
         batch: Batch = {"groups": groups, "centers": centers, "meta": meta_of(samples)}
         if bool((sizes[:, 0] != sizes[0, 0]).any()):
             batch["mask"] = torch.arange(centers.shape[1]) < sizes[:, :1]
-        if self.config.extent:
-            batch["extent"] = torch.stack([sample.data["extent"] for sample in samples])
+        for name in ("extent", "profile")[: self.extra]:
+            batch[name] = torch.stack([sample.data[name] for sample in samples])
         return batch
 
     def forward(self, batch: Batch) -> Tokens:
@@ -124,11 +131,20 @@ class PointCloudTokenizer(Tokenizer):
         absolute = groups[..., :3] + pos[:, :, None]
         points = torch.cat([groups[..., :3] / spacing, absolute, groups[..., 3:]], -1)  # (b, g, k, c)
         x = self.patch(points) + self.position(pos)
-        if self.extent is not None:
-            x = torch.cat([x, self.extent(batch["extent"])[:, None]], 1)
-            pos = torch.cat([pos, pos.new_full((len(pos), 1, 3), EXTENT_POSITION)], 1)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1) if mask is not None else None
+        if self.extra:
+            x = torch.cat([x, self.whole(batch)], 1)
+            pos = torch.cat([pos, pos.new_full((len(pos), self.extra, 3), WHOLE_POSITION)], 1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), self.extra)], 1) if mask is not None else None
         return Tokens(x, mask, pos)
+
+    def whole(self, batch: Batch) -> Float[Tensor, "b extra d"]:
+        """The tokens that describe the whole cloud, 0 to 2 of them."""
+        networks = {"extent": self.extent, "profile": self.profile}
+        return torch.stack([net(batch[name]) for name, net in networks.items() if net is not None], 1)
+
+
+def _numbers_network(count: int, config: PointCloudConfig) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(count, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
 
 
 class PatchNetwork(nn.Module):
@@ -148,8 +164,13 @@ class PatchNetwork(nn.Module):
 
     def forward(self, points: Float[Tensor, "b g k c"]) -> Float[Tensor, "b g d"]:
         x = self.first(points)
-        whole = x.amax(2, keepdim=True).expand_as(x)
-        return self.second(torch.cat([whole, x], -1)).amax(2)
+        # The joining layer's columns for the maximum see the same in all points of a patch: computed once, that is a
+        # third less work than on the concatenation.
+        join = self.second[0]
+        assert isinstance(join, nn.Linear)
+        of_whole, of_point = join.weight.split(x.shape[-1], 1)
+        joined = nn.functional.linear(x, of_point, join.bias) + nn.functional.linear(x.amax(2, keepdim=True), of_whole)
+        return self.second[1:](joined).amax(2)
 
 
 class MetaNetwork(nn.Module):
@@ -163,36 +184,3 @@ class MetaNetwork(nn.Module):
 
     def forward(self, points: Float[Tensor, "b g k c"]) -> Float[Tensor, "b g d"]:
         return self.layers(points).amax(2)
-
-
-def max_radius(xyz: Float[np.ndarray, "n 3"], center: Float[np.ndarray, " 3"]) -> float:
-    """Largest distance from the centre; 1 where all points are one. By blocks: ten million rows need no copies."""
-    blocks = (xyz[i : i + 1_000_000] - center for i in range(0, len(xyz), 1_000_000))
-    radius = max(float(np.einsum("ni,ni->n", block, block).max()) for block in blocks) ** 0.5
-    return radius if radius > 1e-9 * max(1.0, float(np.abs(center).max())) else 1.0
-
-
-def extent_of(
-    whole: Float[np.ndarray, "n 3"], xyz: Float[np.ndarray, "m 3"], center: Float[np.ndarray, " 3"], scale: float
-) -> Float[np.ndarray, " e"]:
-    """Absolute size and overall shape in 13 numbers, each of order one.
-
-    Logarithms of the box's sides (3), of the scale and of the number of points; where in its box the centroid lies (3);
-    standard deviations along the principal axes, largest first, as logarithms relative to the scale (3); how upright
-    the first and the last of these axes are (2).
-
-    Args:
-        whole: All points, in the file's unit.
-        xyz: Thinned, normalised points.
-        center: Centroid of `whole`.
-        scale: Radius of `whole`.
-    """
-    low, high = whole.min(0), whole.max(0)
-    side = high - low
-    floor = 1e-3 * scale  # a flat cloud has a thousandth of its radius for a height
-    spread, axes = np.linalg.eigh(np.cov(xyz.T) if len(xyz) > 1 else np.zeros((3, 3)))  # ascending
-    deviations = np.log(np.sqrt(np.maximum(spread[::-1], 0)) + 1e-3)
-    upright = np.abs(axes[2, [2, 0]])
-    place = (center - low) / np.maximum(side, floor)
-    sizes = [*np.log(np.maximum(side, floor)), np.log(scale), (np.log(len(whole)) - 7) / 2]
-    return np.array([*sizes, *place, *(deviations + 2), *upright])
