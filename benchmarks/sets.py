@@ -6,7 +6,7 @@ unpacked once. Test parts measure only: no function here gives a test part to le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def links(name: str, path: str, part_of: Callable[[Path], tuple[str, str] | None
     return make
 
 
-def unpack(work: Path, parts: dict[str, Iterable[tuple[str, str, bytes | np.ndarray]]]) -> Path:
+def unpack(work: Path, parts: Mapping[str, Iterable[tuple[str, str, Any]]]) -> Path:
     """Writes (class, file name, content) of each part as PART/CLASS/FILE; a finished view is taken as it is."""
     done = work / ".whole"
     if not done.exists():
@@ -214,9 +214,9 @@ def general_series(data: Path, work: Path) -> Path:
     return work / "series"
 
 
-def m4(name: str) -> Runs:
-    """A part of the M4 competition for a forecaster that learnt from other series."""
-    return lambda data, work: [Run(general_series(data, work), data / "timeseries_forecasting" / name)]
+def unfitted(path: str) -> Runs:
+    """Series for a forecaster that learnt from others."""
+    return lambda data, work: [Run(general_series(data, work), data / "timeseries_forecasting" / path)]
 
 
 def read_m4(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:

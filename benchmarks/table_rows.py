@@ -110,18 +110,18 @@ ROWS: dict[str, Row] = {
         {**FORECAST, **ETTH1}, ("mse",), {"ridge": 0.383, "iTransformer, published": 0.386}, 0.370, repeat_last,
         larger_is_better=False),
     "etth1_unfitted": Row(
-        "forecasting", plain("timeseries_forecasting/ETTh1/ETTh1.csv"), "ETTh1 → 96, without fitting, MSE", ETTH1,
+        "forecasting", sets.unfitted("ETTh1/ETTh1.csv"), "ETTh1 → 96, unfitted, MSE", ETTH1,
         ("mse",), {"ridge, fitted": 0.383}, 0.39, repeat_last, any_series, unfitted_windows, larger_is_better=False),
     "exchange": Row(
         "forecasting", plain("timeseries_forecasting/exchange_rate/exchange_rate.txt.gz"),
         "exchange rates 96 → 96, 70/10/20%, MSE", FORECAST, ("mse",),
         {"ridge": 0.083, "iTransformer, published": 0.086}, 0.080, repeat_last, larger_is_better=False),
     "m4_hourly": Row(
-        "forecasting", sets.m4("m4_hourly"), "M4 hourly, 373 series, 48 steps, without fitting, sMAPE", {}, ("smape",),
+        "forecasting", sets.unfitted("m4_hourly"), "M4 hourly, 373 series, 48 steps, unfitted, sMAPE", {}, ("smape",),
         {"Theta, published": 18.1, "winner, published": 9.3}, 11.0, naive(24, "seasonal naive"), any_series, m4_series,
         larger_is_better=False),
     "m4_weekly": Row(
-        "forecasting", sets.m4("m4_weekly"), "M4 weekly, 322 series, 13 steps, without fitting, sMAPE", {}, ("smape",),
+        "forecasting", sets.unfitted("m4_weekly"), "M4 weekly, 322 series, 13 steps, unfitted, sMAPE", {}, ("smape",),
         {"Theta, published": 9.09, "winner, published": 7.82}, 8.2, naive(1, "naive"), any_series, m4_series,
         larger_is_better=False),
     "adult": Row(
