@@ -11,7 +11,7 @@ from polysense.core.errors import InputError
 from polysense.data.point_cloud import Cloud
 from polysense.tokenizers.base import TOKENIZERS
 from polysense.tokenizers.cloud_shape import CELLS, EXTENT, LAYERS, PROFILE, RINGS, extent_of, profile_of
-from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
+from polysense.tokenizers.point_cloud import VIEWS, PointCloudConfig, PointCloudTokenizer
 
 SMALL = PointCloudConfig(width=24, points=128, groups=16, neighbours=8, hidden=16)
 META = replace(SMALL, form="meta", ratio=0.25)
@@ -142,7 +142,16 @@ def test_missing_feature_is_named():
 
 
 @pytest.mark.parametrize(
-    "change", [{"form": "x"}, {"extent": "x"}, {"features": ("smell",)}, {"points": 0}, {"ratio": 0.0}]
+    "change",
+    [
+        {"form": "x"},
+        {"extent": "x"},
+        {"features": ("smell",)},
+        {"points": 0},
+        {"views": 0},
+        {"views": 9},
+        {"ratio": 0.0},
+    ],
 )
 def test_wrong_settings(change):
     with pytest.raises(ValueError):
@@ -183,6 +192,23 @@ def test_older_bundles_name_the_extent_by_truth_values():
         config = replace(SMALL, extent=old)
         assert config.extent == new and config == replace(SMALL, extent=new)
     assert [name for name, _ in make(replace(SMALL, extent=True)).named_parameters() if "profile" in name] == []
+
+
+def test_views_are_the_moved_cloud_cut_again():
+    config = replace(SMALL, views=8, features=("rgb", "normals"))
+    tokenizer, single = make(config), make(replace(config, views=1))
+    random = np.random.default_rng(0)
+    xyz, rgb, normals = random.random((90, 3)) ** [1, 2, 3] * [1, 2, 3], random.random((90, 3)), ball(90, 1)
+    colours = rgb.astype(np.float32)
+    views = tokenizer.split(tokenizer.read(Cloud(xyz, {"rgb": colours, "normals": normals.astype(np.float32)})))
+    assert len(views) == 8 and len({tuple(v.data["centers"][0].tolist()) for v in views}) == 8
+    for view, (swap, flip_x, flip_y) in zip(views, VIEWS, strict=True):
+        order, sign = [1, 0, 2] if swap else [0, 1, 2], [-1 if flip_x else 1, -1 if flip_y else 1, 1]
+        turned = (normals[:, order] * sign).astype(np.float32)
+        wanted = single.read(Cloud(xyz[:, order] * sign, {"rgb": colours, "normals": turned})).data
+        for key, value in view.data.items():
+            torch.testing.assert_close(value, wanted[key], atol=1e-4, rtol=1e-4, msg=f"{key} {swap} {flip_x} {flip_y}")
+    assert len(single.split(views[0])) == 1 and views[3].meta is views[0].meta
 
 
 def test_files_are_named(tmp_path):

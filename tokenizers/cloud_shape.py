@@ -1,12 +1,16 @@
 """Numbers that describe a whole point cloud: its size and proportions, and where in its box its points lie.
 
-Shape legend: n, m points, g centres, e extent numbers, q profile numbers.
+Shape legend: b clouds, n, m points, g centres, k neighbours, e extent numbers, q profile numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 EXTENT = 13  # numbers that `extent_of` gives
 CELLS, LAYERS, RINGS, DISTANCES = 6, 8, 6, 16
@@ -71,3 +75,48 @@ def profile_of(xyz: Float[np.ndarray, "m 3"], centers: Float[np.ndarray, "g 3"])
         np.bincount(bins, minlength=DISTANCES) / max(len(bins), 1),
     ]
     return np.concatenate([np.sqrt(part * len(part)) for part in parts])
+
+
+def mirrored(
+    cut: Mapping[str, Tensor],
+    swap: Bool[Tensor, " b"],
+    flip_x: Bool[Tensor, " b"],
+    flip_y: Bool[Tensor, " b"],
+    vectors: Sequence[int] = (0,),
+) -> dict[str, Tensor]:
+    """Clouds under the symmetries of the upright square: x and y exchanged, then x, then y negated.
+
+    The statistics come out as those of the moved cloud, exactly, so that a cloud need not be cut again.
+
+    Args:
+        cut: groups (b, g, k, c), centers (b, g, 3) and, where there are, extent (b, e) and profile (b, q).
+        swap, flip_x, flip_y: What to do with which cloud.
+        vectors: First channels of the groups' vectors: coordinates, normals.
+    """
+
+    def moved(x: Tensor) -> Tensor:
+        to = (slice(None), *(None,) * (x.ndim - 2))
+        first, second = torch.where(swap[to], x[..., 1], x[..., 0]), torch.where(swap[to], x[..., 0], x[..., 1])
+        return torch.stack(
+            [torch.where(flip_x[to], -first, first), torch.where(flip_y[to], -second, second), x[..., 2]], -1
+        )
+
+    groups = cut["groups"].clone()
+    for channel in vectors:
+        groups[..., channel : channel + 3] = moved(groups[..., channel : channel + 3])
+    out = {"groups": groups, "centers": moved(cut["centers"])}
+    if "extent" in cut:
+        extent = cut["extent"].clone()
+        for x, y in ((0, 1), (5, 6)):  # sides; where in the box the centroid lies
+            extent[:, [x, y]] = torch.where(swap[:, None], extent[:, [y, x]], extent[:, [x, y]])
+        extent[:, 5] = torch.where(flip_x, 1 - extent[:, 5], extent[:, 5])
+        extent[:, 6] = torch.where(flip_y, 1 - extent[:, 6], extent[:, 6])
+        out["extent"] = extent
+    if "profile" in cut:
+        cells = cut["profile"][:, : CELLS**3].unflatten(1, (CELLS, CELLS, CELLS))
+        to4 = (slice(None), None, None, None)
+        cells = torch.where(swap[to4], cells.transpose(1, 2), cells)
+        cells = torch.where(flip_x[to4], cells.flip(1), cells)
+        cells = torch.where(flip_y[to4], cells.flip(2), cells)
+        out["profile"] = torch.cat([cells.flatten(1), cut["profile"][:, CELLS**3 :]], 1)
+    return out

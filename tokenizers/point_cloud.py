@@ -7,7 +7,7 @@ q profile numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +21,13 @@ from polysense.core.types import Sample, Tokens
 from polysense.data.point_cloud import Cloud, read_cloud
 from polysense.kernels.points import farthest_point_sampling, knn
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of, pad_stack
-from polysense.tokenizers.cloud_shape import EXTENT, PROFILE, extent_of, max_radius, profile_of
+from polysense.tokenizers.cloud_shape import EXTENT, PROFILE, extent_of, max_radius, mirrored, profile_of
 
 FEATURES = {"rgb": 3, "intensity": 1, "normals": 3}
 # Where the tokens of the whole stand: outside the unit ball, so that no point has them as near neighbours.
 WHOLE_POSITION = 2.0
+# (x and y exchanged, x negated, y negated): as it is, mirrored, a quarter turn of each, and half a turn of all these.
+VIEWS = ((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class PointCloudConfig:
     # Tokens for the whole: "size" (absolute size and proportions, which normalisation takes away), "shape" (that one,
     # and one for where in its box the points lie), or "none". Older bundles have true ("size") and false ("none").
     extent: bool | Literal["none", "size", "shape"] = "shape"
+    views: int = 1  # mirrored and quarter-turned variants (up to 8) whose answers are averaged; not for segmentation
     hidden: int = 128  # channels inside the patch network
     sample: int = 20_000  # points drawn from the surface of a mesh
 
@@ -55,6 +58,8 @@ class PointCloudConfig:
             raise ValueError(f"unknown form {self.form!r}; choose groups or meta")
         if unknown := set(self.features) - set(FEATURES):
             raise ValueError(f"unknown features {sorted(unknown)}; choose from {', '.join(FEATURES)}")
+        if not 1 <= self.views <= len(VIEWS):
+            raise ValueError(f"views must be from 1 to {len(VIEWS)}")
         if min(self.points, self.groups, self.neighbours) < 1 or not 0 < self.ratio <= 1:
             raise ValueError("points, groups and neighbours must be at least 1, ratio in (0, 1]")
 
@@ -113,6 +118,18 @@ class PointCloudTokenizer(Tokenizer):
             data["profile"] = profile_of(xyz, xyz[chosen])
         meta = {"points": n, "xyz": cloud.xyz, "center": center, "scale": scale}
         return Sample({k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in data.items()}, source, meta)
+
+    def split(self, sample: Sample) -> list[Sample]:
+        """The cloud from as many sides as the configuration says; in training one of them is drawn."""
+        views = self.config.views
+        if views == 1:
+            return [sample]
+        channels = np.cumsum([3, *(FEATURES[name] for name in self.config.features)])
+        normals = [int(at) for at, name in zip(channels, self.config.features, strict=False) if name == "normals"]
+        swap, flip_x, flip_y = torch.tensor(VIEWS[:views], dtype=torch.bool).unbind(1)
+        repeated = {name: value.expand(views, *value.shape) for name, value in sample.data.items()}
+        moved = mirrored(repeated, swap, flip_x, flip_y, (0, *normals))
+        return [replace(sample, data={name: value[i] for name, value in moved.items()}) for i in range(views)]
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         centers, sizes = pad_stack([sample.data["centers"] for sample in samples])

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from polysense.backbone.encoder import Encoder
 from polysense.core.types import Tokens
 from polysense.data.point_cloud import CLOUD_ENDINGS, Cloud, read_cloud
-from polysense.tokenizers.cloud_shape import CELLS
+from polysense.tokenizers.cloud_shape import mirrored
 from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
 from polysense.training.pretrain_streams import Stream
 from polysense.training.synthetic_clouds import synthetic_cloud
@@ -114,32 +114,13 @@ def _pick(x: Float[Tensor, "b g ..."], which: Tensor) -> Tensor:
 
 
 def varied(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-    """Turned by quarters and mirrored (all statistics stay exact), jittered, of another size and number of points."""
+    """Turned by quarters, mirrored (see `mirrored`), jittered, of another size and number of points."""
     swap, flip_x, flip_y = (torch.from_numpy(rng.random(len(batch["centers"])) < 0.5) for _ in range(3))
-    out = dict(batch)
-    for key in ("groups", "centers"):
-        where = (slice(None), *(None,) * (batch[key].ndim - 2))
-        x, y, z = batch[key].unbind(-1)
-        x, y = torch.where(swap[where], y, x), torch.where(swap[where], x, y)
-        out[key] = torch.stack([torch.where(flip_x[where], -x, x), torch.where(flip_y[where], -y, y), z], -1)
-    out["groups"] = out["groups"] + 0.004 * torch.from_numpy(rng.standard_normal(out["groups"].shape, np.float32))
-    extent = batch["extent"].clone()
-    for first in (0, 5):  # logarithms of the sides; where in the box the centroid lies
-        extent[:, [first, first + 1]] = torch.where(
-            swap[:, None], extent[:, [first + 1, first]], extent[:, [first, first + 1]]
-        )
-    extent[:, 5] = torch.where(flip_x, 1 - extent[:, 5], extent[:, 5])
-    extent[:, 6] = torch.where(flip_y, 1 - extent[:, 6], extent[:, 6])
-    size = torch.from_numpy(rng.normal(0, 0.2, len(extent)).astype(np.float32))
-    extent[:, :4] += size[:, None]
-    extent[:, 4] += torch.from_numpy(rng.normal(0, 0.2, len(extent)).astype(np.float32))
-    profile = batch["profile"].clone()
-    cells = profile[:, : CELLS**3].unflatten(1, (CELLS, CELLS, CELLS))
-    grid = (slice(None), None, None, None)
-    cells = torch.where(swap[grid], cells.transpose(1, 2), cells)
-    cells = torch.where(flip_x[grid], cells.flip(1), cells)
-    profile[:, : CELLS**3] = torch.where(flip_y[grid], cells.flip(2), cells).flatten(1)
-    return {**out, "extent": extent, "profile": profile}
+    out = mirrored(batch, swap, flip_x, flip_y)
+    out["groups"] += 0.004 * torch.from_numpy(rng.standard_normal(out["groups"].shape, np.float32))
+    for columns in (slice(0, 4), slice(4, 5)):  # logarithms of the sides and the scale; of the number of points
+        out["extent"][:, columns] += torch.from_numpy(rng.normal(0, 0.2, (len(swap), 1)).astype(np.float32))
+    return out
 
 
 def chamfer(a: Float[Tensor, "k p 3"], b: Float[Tensor, "k q 3"]) -> Tensor:
