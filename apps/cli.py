@@ -181,6 +181,25 @@ def evaluate(
 
 
 @app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A TOML file; docs/pretrain_your_own.md explains it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; one that was stopped goes on.")
+    ] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Only print a learning rate and a batch size to try.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Trains an encoder of your own on any data."""
+    from polysense.apps.pretrain import pretrain as run
+
+    run(config, out, suggest=suggest, device=device, threads=threads, quiet=quiet)
+
+
+@app.command()
 def models() -> None:
     """Lists the bundles that are installed, with what was measured."""
     from polysense.apps.learn import list_models

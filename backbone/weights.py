@@ -6,6 +6,7 @@ import json
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,3 +126,23 @@ def embedded_tokenizer_state(modality: str) -> dict[str, Tensor]:
     path = embedded_folder() / "tokenizers" / f"{modality}.safetensors"
     state, _ = checkpoints.read_state(path)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def tokenizer_weights(spec: str, modality: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of the tokenizer that was pretrained with an encoder.
+
+    Args:
+        spec: The encoder's. Beside a `file:PATH` they stand in `tokenizers/MODALITY.safetensors`.
+        modality: Which tokenizer.
+
+    Returns:
+        Both empty where there are none; the embedded ones have the default configuration.
+    """
+    kind, _, name = spec.partition(":")
+    path = Path(name).expanduser().parent / "tokenizers" / f"{modality}.safetensors"
+    if kind == "embedded" and (embedded_folder() / "tokenizers" / path.name).is_file():
+        return embedded_tokenizer_state(modality), {}
+    if kind != "file" or not path.is_file():
+        return {}, {}
+    state, config = checkpoints.read_state(path)
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, config

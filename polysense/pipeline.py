@@ -5,10 +5,10 @@ Shape legend: b sequences of a batch, s samples.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from polysense.backbone.encoder import Encoder
-from polysense.backbone.weights import create_timm, embedded_tokenizer_state, load_encoder
+from polysense.backbone.weights import create_timm, load_encoder, tokenizer_weights
 from polysense.bundle import download_bundle, find_bundle
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
@@ -280,22 +280,37 @@ def _new_tokenizer(
 
         patches = from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
         return patches, sorted(patches.state_dict()) if kind == "timm" else []
-    config: Any = make_config(cls.Config, {"width": encoder.config.width, **options}, name)
+    _, pretrained = tokenizer_weights(encoder.spec, modality)
+    columns = pretrained.pop("columns", ())
+    config: Any = make_config(cls.Config, {"width": encoder.config.width, **pretrained, **options}, name)
     try:
-        tokenizer = cls(cls.fit_config(config, sources) if sources else config)
+        config = cls.fit_config(config, sources) if sources else config
+        tokenizer = cls(_with_schema(config, columns) if columns else config)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(name, str(error), f"see {cls.Config.__name__} for the options") from error
-    return tokenizer, load_embedded_weights(tokenizer, modality) if kind == "embedded" else []
+    return tokenizer, load_tokenizer_weights(tokenizer, modality, encoder.spec)
 
 
-def load_embedded_weights(tokenizer: Tokenizer, modality: str) -> list[str]:
-    """Copies the embedded tensors whose names and shapes the tokenizer has; returns their names."""
+def _with_schema(config: Any, columns: Sequence[Mapping[str, Any]]) -> Any:
+    """A table's configuration with the columns that its tokenizer was pretrained on, where they are the same ones."""
+    known = {(column["name"], column["kind"]) for column in columns}
+    if {(column.name, column.kind) for column in config.columns} != known:
+        return config
+    return replace(config, columns=tuple(columns))
+
+
+def load_tokenizer_weights(tokenizer: Tokenizer, modality: str, spec: str = "embedded") -> list[str]:
+    """Copies the tensors that were pretrained with an encoder and whose names and shapes the tokenizer has.
+
+    Returns:
+        Their names; none where the encoder came without tokenizers, or knows a table of other columns.
+    """
     own = tokenizer.state_dict()
-    state: dict[str, Tensor] = {}
-    with contextlib.suppress(InputError):  # a modality without embedded weights starts from seeded ones
-        state = embedded_tokenizer_state(modality)
+    state, config = tokenizer_weights(spec, modality)
+    if "columns" in config and [c["name"] for c in config["columns"]] != [c.name for c in tokenizer.config.columns]:
+        return []
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     tokenizer.load_state_dict(fitting, strict=False)
     return sorted(fitting)

@@ -9,9 +9,10 @@ An encoder that starts as the identity begins with all that the front parts know
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ Key = tuple[int, int, int, int]  # seed, step, batch of the step, process: what 
 
 
 def pretrain(
-    encoder: Encoder, streams: Sequence[Stream], config: PretrainConfig, out: Path, device: str | None = None
+    encoder: Encoder,
+    streams: Sequence[Stream],
+    config: PretrainConfig,
+    out: Path,
+    device: str | None = None,
+    watch: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> None:
     """Trains, writing `out/state.pt` (to resume from), `out/log.csv` and, at the end, `out/weights`.
 
@@ -45,6 +51,7 @@ def pretrain(
         config: How long and how fast.
         out: Folder of the run.
         device: "cpu" keeps a GPU out of it; None takes what accelerate finds.
+        watch: Called after each step with its number and losses, in the main process.
 
     Raises:
         InputError: A loss is no longer a number, or the state in `out` is of other parts than these.
@@ -59,25 +66,16 @@ def pretrain(
     first = _resume(out / "state.pt", model, optimiser, average, accelerator)
     log = TrainingLog(out, first) if accelerator.is_main_process else None
     for stream in streams:
-        if hasattr(stream, "begin"):
-            stream.begin(_keys(config, first, accelerator.process_index), config.workers)
+        begin: Any = getattr(stream, "begin", None)
+        if begin is not None:
+            begin(_keys(config, first, accelerator.process_index), config.workers)
     started = time.perf_counter()
     encoder.train()
     for step in range(first, config.steps):
         set_rate(optimiser, step, config)
         torch.manual_seed(config.seed + 7919 * step + accelerator.process_index)
         optimiser.zero_grad(set_to_none=True)
-        report: dict[str, float] = {}
-        for key in _keys(config, step, accelerator.process_index, step + 1):
-            rng = np.random.default_rng(key)
-            for stream in streams:
-                with accelerator.autocast():
-                    losses = stream.loss(encoder, rng)
-                accelerator.backward(scaled(losses, 1 / config.accumulate))
-                for name, value in losses.items():
-                    report[f"{stream.name}/{name}"] = (
-                        report.get(f"{stream.name}/{name}", 0.0) + float(value.detach()) / config.accumulate
-                    )
+        report = _gradients(encoder, streams, config, step, accelerator)
         _check(report, step)
         _share_gradients(accelerator, parameters)
         accelerator.unscale_gradients(optimiser)
@@ -86,6 +84,8 @@ def pretrain(
         _update(average, model, min(config.average, (1 + step) / (10 + step)))
         if log is not None:
             log.write(step, time.perf_counter() - started, report)
+            if watch is not None:
+                watch(step, report)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
                 _save(out / "state.pt", {"step": step + 1, "model": model.state_dict(), "average": average,
@@ -95,6 +95,24 @@ def pretrain(
         log.close()
         export(encoder, streams, out / "weights")
     accelerator.wait_for_everyone()
+
+
+def _gradients(
+    encoder: Encoder, streams: Sequence[Stream], config: PretrainConfig, step: int, accelerator: Any
+) -> dict[str, float]:
+    """Adds up the gradients of all streams over the step's batches; returns the mean losses and the streams' notes."""
+    report: dict[str, float] = {}
+    for key in _keys(config, step, accelerator.process_index, step + 1):
+        rng = np.random.default_rng(key)
+        for stream in streams:
+            with accelerator.autocast():
+                losses = stream.loss(encoder, rng)
+            accelerator.backward(scaled(losses, 1 / config.accumulate))
+            found = {name: float(value.detach()) for name, value in losses.items()} | getattr(stream, "notes", {})
+            for name, value in found.items():
+                name = f"{stream.name}/{name}"
+                report[name] = report.get(name, 0.0) + value / config.accumulate
+    return report
 
 
 def _accelerator(config: PretrainConfig, device: str | None) -> Any:
@@ -131,8 +149,9 @@ def _trained(model: nn.ModuleDict, streams: Sequence[Stream]) -> list[tuple[nn.P
 
 
 def _scale(stream: Stream, name: str) -> float:
-    if hasattr(stream, "lr_scale"):
-        return float(stream.lr_scale(name))
+    own: Any = getattr(stream, "lr_scale", None)
+    if own is not None:
+        return float(own(name))
     return 0.0 if ".stem." in name and "series" not in stream.name else 1.0
 
 
@@ -197,10 +216,14 @@ def export(encoder: Encoder, streams: Sequence[Stream], out: Path) -> None:
     folder = out / "tokenizers"
     folder.mkdir(parents=True, exist_ok=True)
     for stream in streams:
-        if stream.name == "tabular":  # every table brings its own columns
+        tokenizer = getattr(stream, "shipped", None if stream.name == "tabular" else stream.tokenizer)
+        if tokenizer is None:  # several tables: each brings its own columns
             continue
-        state = {name: value.half().cpu().contiguous() for name, value in stream.tokenizer.state_dict().items()}
-        save_file(state, folder / f"{stream.name}.safetensors")
+        state = {name: value.half().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+        told = {"config": json.dumps(getattr(stream, "saved", {}))}
+        save_file(state, folder / f"{stream.name}.safetensors", told)
         if stream.name == "image":  # clips begin with what pictures taught: the same stem and projection
             shared = {name: value for name, value in state.items() if name.startswith(("stem.", "project."))}
-            save_file(shared, folder / "video.safetensors")
+            if shared and all(one.name != "video" for one in streams):
+                stride = {"config": json.dumps({"stride": tokenizer.config.stride})}
+                save_file(shared, folder / "video.safetensors", stride)
