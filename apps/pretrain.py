@@ -29,6 +29,8 @@ def pretrain(
     from polysense.training.progress import Progress
 
     where = choose_device(device, threads)
+    if ":" in where:
+        raise InputError(f"device {where}", "one of several GPUs cannot be named here", "set CUDA_VISIBLE_DEVICES")
     plan = read_plan(config)
     run = build_run(plan)
     progress = Progress(not quiet)

@@ -95,3 +95,10 @@ def test_a_fault_is_named(problem: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_plan(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_configurations_that_ship_can_be_read(path: Path) -> None:
+    assert read_plan(path).streams

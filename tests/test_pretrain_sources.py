@@ -14,9 +14,10 @@ from PIL import Image
 
 from polysense.core.errors import InputError
 from polysense.data.image import read_image
-from polysense.training import pretrain_sources
+from polysense.training import pretrain_containers
 from polysense.training.pretrain_config import DataPlan
-from polysense.training.pretrain_sources import ParquetSource, braces, open_source
+from polysense.training.pretrain_containers import ParquetSource
+from polysense.training.pretrain_sources import braces, open_source
 
 
 def png(value: int) -> bytes:
@@ -110,7 +111,7 @@ def test_parquet_files(tmp_path: Path) -> None:
 
 def test_large_parquet_is_drawn_by_few_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet(tmp_path / "a.parquet", 60, 5)
-    monkeypatch.setattr(pretrain_sources, "IN_MEMORY", 1)
+    monkeypatch.setattr(pretrain_containers, "IN_MEMORY", 1)
     source = ParquetSource("a", [tmp_path / "a.parquet"], None, False)
     drawn = [source.draw(np.random.default_rng(seed), 40) for seed in range(30)]
     assert all(len({i // 5 for i in rows}) <= source.MOST for rows in drawn)

@@ -22,7 +22,7 @@ from polysense.core.types import Sample
 from polysense.data.time_series import SeriesFrame
 from polysense.tokenizers.base import Batch
 from polysense.training.augment import augment
-from polysense.training.pretrain_sources import Source
+from polysense.training.pretrain_containers import Source
 from polysense.training.pretrain_teachers import SoundTeacher
 from polysense.training.synthetic import synthetic_series
 

@@ -17,6 +17,7 @@ from polysense.backbone.weights import load_encoder, tokenizer_weights
 from polysense.components import get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.options import make_config
+from polysense.data.dataset import SPLITS
 from polysense.pipeline import load_tokenizer_weights
 from polysense.tokenizers.base import Tokenizer
 from polysense.training.pretrain import pretrain
@@ -250,6 +251,11 @@ def _table(path: Path, plan: Any) -> tuple[Any, np.ndarray]:
     from polysense.data.table import read_table, require_columns
 
     frame = read_table(path)
+    if "split" in frame and set(frame["split"].dropna().astype(str).str.lower()) <= set(SPLITS):
+        known = frame["split"].astype(str).str.lower().map(SPLITS)
+        frame = frame[known == "train"].drop(columns=["split"]).reset_index(drop=True)
+    if not len(frame):
+        raise InputError(path, "it has no row of a training part", "give rows whose split is train, or no such column")
     if plan.label is None:
         if plan.labels:
             raise InputError(path, "the column of the classes is not named", 'name it: label = "COLUMN"')
