@@ -19,6 +19,9 @@ CONFIGS = {
     "patch, all variates": {"channels": 3, "levels": True}, "patch, no calendar": {"calendar": False},
     "conv": {"form": "conv"}, "conv, all variates": {"form": "conv", "channels": 3, "levels": True},
     "conv, fixed": {"form": "conv", "fixed_context": True},
+    "kernels": {"form": "kernels", "features": 400},
+    "kernels, all variates": {"form": "kernels", "channels": 3, "center": "data", "mean": (90.0, 100.0, 110.0),
+                              "spread": (20.0, 30.0, 40.0), "features": 400, "levels": True},
 }  # fmt: skip
 
 
@@ -45,7 +48,9 @@ def test_rebuilt_from_its_configuration(name: str) -> None:
     TimeSeriesTokenizer(config).load_state_dict(one.state_dict())
 
 
-WRONG = [({"form": "wavelet"}, "patch or conv"), ({"center": "median"}, "mean or last"),
+WRONG = [({"form": "wavelet"}, "patch, conv or kernels"),
+         ({"center": "median"}, "mean, last or data"), ({"center": "data", "spread": (1.0,), "channels": 2}, "spread"),
+         ({"form": "kernels", "segments": 0}, "segments"),
          ({"channels": -1}, "fit_config"), ({"patch": 4, "stride": 8}, "stride")]  # fmt: skip
 
 
@@ -111,7 +116,8 @@ def test_split_gives_each_variate_its_own() -> None:
 
 
 LAYOUT = [("patch", False, 3, 1), ("patch", False, 16, 1), ("patch", False, 17, 2), ("patch", False, 64, 7),
-          ("patch", False, 500, 7), ("patch", True, 3, 7), ("conv", False, 5, 5), ("conv", True, 5, 64)]  # fmt: skip
+          ("patch", False, 500, 7), ("patch", True, 3, 7), ("conv", False, 5, 5), ("conv", True, 5, 64),
+          ("kernels", False, 5, 12), ("kernels", True, 40, 12)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "fixed", "steps", "count"), LAYOUT)
@@ -119,8 +125,8 @@ def test_layout(form: str, fixed: bool, steps: int, count: int) -> None:
     one = tokenizer(form=form, fixed_context=fixed)
     tokens = one(one.collate(one.split(one.read(frame(steps, 1)))))
     assert tokens.x.shape == (1, count, 32) and tokens.grid == (count,)
-    stride = 8 if form == "patch" else 1
-    assert torch.equal(tokens.pos[0, :, 0], -stride * torch.arange(count - 1.0, -1, -1))
+    stride = {"patch": 8, "conv": 1, "kernels": steps / count}[form]
+    assert torch.allclose(tokens.pos[0, :, 0], -stride * torch.arange(count - 1.0, -1, -1))
     assert bool(tokens.dense_mask()[0, -1])
 
 

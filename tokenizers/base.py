@@ -45,6 +45,10 @@ class Tokenizer(nn.Module):
         """Completes a configuration from training sources (a table's columns, a series' channels); most need none."""
         return config
 
+    def fit_tensors(self, sources: Sequence[Any], seed: int) -> list[str]:
+        """Sets tensors that are statistics of training sources, and returns their names; most have none."""
+        return []
+
     def read(self, source: Any) -> Sample:
         """Decodes one input: a path, bytes or the in-memory form its users hold.
 

@@ -1,21 +1,25 @@
 """Time series: the last `context` steps, normalised by themselves -> patches (or steps) -> tokens.
 
-Two forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
+Three forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
 2023, with the instance normalisation of RevIN, Kim et al. 2022); "conv", one token a step as Meta-Transformer had it
-(Zhang et al. 2023). Sequences are padded on the left, so that the last token is always the newest.
+(Zhang et al. 2023); "kernels", a token for each of a few segments, from fixed dilated kernels (MiniRocket, see
+`series_kernels`), the form for classification. Sequences are padded on the left, so that the last token is always the
+newest.
 
-Shape legend: b batch, t steps, c variates, n tokens, p steps of a patch, d width.
+Shape legend: b batch, t steps, c variates, n tokens, p steps of a patch, d width, r training
+series, f features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +28,9 @@ from polysense.core.types import Sample, Tokens
 from polysense.data.time_series import SeriesFrame, calendar_features, calendar_marks, read_series, read_series_all
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, group_by_size, meta_of
 from polysense.tokenizers.positions import CoordinateEmbedding, sin_cos
+from polysense.tokenizers.series_kernels import BIAS_SERIES, LocalKernels, segment_weights
 
+MOST_SERIES = 1000  # training series that a configuration and "kernels" are fitted to
 CONSTANT = 1e-9  # deviation, relative to the largest value, below which a series counts as constant
 
 
@@ -33,17 +39,27 @@ class SeriesConfig:
     """Configuration of `TimeSeriesTokenizer`."""
 
     width: int = 192  # token width
-    form: str = "patch"  # "patch" or "conv"
+    form: str = "patch"  # "patch", "conv" or "kernels"
     channels: int | None = None  # None: each variate is a sequence; C: all C in one; -1: C from the training data
-    patch: int = 16  # steps of a patch ("conv": always 1)
-    stride: int = 8  # steps between patches ("conv": always 1)
+    patch: int = 16  # steps of a patch (other forms: always 1)
+    stride: int = 8  # steps between patches (other forms: always 1)
     context: int = 512  # the last steps that are used
     fixed_context: bool = False  # always as many tokens as `context` needs, the missing ones masked
-    center: str = "mean"  # what is subtracted: the "mean" of the context or its "last" value
+    center: str = "mean"  # what is subtracted: the "mean" of the context, its "last" value, or "data": see `spread`
     calendar: bool = True  # tell hour, weekday, day and month
     levels: bool = False  # one more token a variate, from [asinh(loc), log(scale)]
     time: str | None = None  # time column; None finds it
     columns: list[str] | None = None  # variates to read; None reads all numeric columns
+    mean: tuple[float, ...] = ()  # center "data": each variate's mean over the training data, which is subtracted
+    spread: tuple[float, ...] = ()  # and its deviation, by which is divided instead of the context's own
+    segments: int = 12  # "kernels": tokens of a series
+    features: int = 2000  # "kernels": shares of steps above a bias, about
+    dilations: int = 10  # "kernels": distances between a kernel's taps, at most
+    span: int | None = None  # "kernels": steps of the longest kernel; None: of the median training series
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "spread"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 @TOKENIZERS.register("time_series")
@@ -55,13 +71,17 @@ class TimeSeriesTokenizer(Tokenizer):
     def __init__(self, config: SeriesConfig = SeriesConfig()) -> None:
         super().__init__(config)
         _check(config)
-        conv = config.form == "conv"
-        self.patch, self.stride = (1, 1) if conv else (config.patch, config.stride)
+        conv, kernels = config.form == "conv", config.form == "kernels"
+        self.patch, self.stride = (1, 1) if conv or kernels else (config.patch, config.stride)
         channels, width = config.channels or 1, config.width
         self.stem: nn.Module
         self.position: CoordinateEmbedding | None = None
         if conv:
             self.stem = nn.Conv1d(channels, width, 3, padding=1, padding_mode="circular")
+        elif kernels:
+            span = config.span or config.context
+            self.stem = LocalKernels(channels, width, span, config.features, config.dilations)
+            self.position = CoordinateEmbedding(1, width)
         else:
             self.stem = nn.Linear(2 * self.patch * channels, width)
             self.position = CoordinateEmbedding(1, width)
@@ -74,11 +94,36 @@ class TimeSeriesTokenizer(Tokenizer):
 
     @classmethod
     def fit_config(cls, config: SeriesConfig, sources: Sequence[Any]) -> SeriesConfig:
-        """Fills in `channels` = -1 with the number of variates of the first source."""
-        if config.channels != -1 or not len(sources):
+        """Fills in what the training data tell: `channels` where it is -1 (the first source's), `span`, and `mean` and
+        `spread` for center "data"."""
+        if not len(sources):
             return config
-        frame = read_series_all(sources[0], time=config.time, columns=config.columns)[0]
-        return replace(config, channels=len(frame.names))
+        if config.channels == -1:
+            frame = read_series_all(sources[0], time=config.time, columns=config.columns)[0]
+            config = replace(config, channels=len(frame.names))
+        if config.form == "kernels" and config.span is None:
+            values = _some_values(config, sources)
+            config = replace(config, span=min(int(np.median([len(v) for v in values])), config.context))
+        if config.center == "data" and not config.spread:
+            joined = np.concatenate(_some_values(config, sources))
+            _, _, mean, spread = normalise(joined, "mean")
+            config = replace(config, mean=tuple(mean.tolist()), spread=tuple(spread.tolist()))
+        return config
+
+    def fit_tensors(self, sources: Sequence[Any], seed: int) -> list[str]:
+        """Form "kernels": biases and projection from the training series (`MOST_SERIES` of them)."""
+        if not isinstance(self.stem, LocalKernels):
+            return []
+        samples = [part for source in _some(sources) for whole in self.read_all(source) for part in self.split(whole)]
+        values = [sample.data["values"] for sample in samples]
+        self.stem.fit_biases(values[:: math.ceil(len(values) / BIAS_SERIES)])
+        pooled = []
+        for start in range(0, len(samples), 16):
+            batch = self.collate(samples[start : start + 16])
+            averaging = segment_weights(batch["steps"], batch["values"].shape[1], self.config.segments)
+            pooled.append(self.stem.features(batch["values"], averaging).mean(1))
+        self.stem.fit_projection(torch.cat(pooled), torch.Generator().manual_seed(seed))
+        return [f"stem.{name}" for name in self.stem.state_dict()]
 
     def read(self, source: Any) -> Sample:
         """One series, its last `context` steps; see `read_series` for sources and errors."""
@@ -106,7 +151,7 @@ class TimeSeriesTokenizer(Tokenizer):
         begin = max(0, end - config.context)
         history = frame.values[begin:end]
         times = None if frame.times is None else frame.times[begin:end]
-        values, observed, loc, scale = normalise(history, config.center)
+        values, observed, loc, scale = normalise(history, config.center, config.mean, config.spread)
         told = calendar_marks if config.form == "conv" else calendar_features
         data = {
             "values": torch.from_numpy(values),
@@ -137,8 +182,9 @@ class TimeSeriesTokenizer(Tokenizer):
         """Pads on the left to whole patches: "values", "observed" (b, t, c), "calendar" (b, n, 8 or 4), "stats"."""
         steps = [len(sample.data["values"]) for sample in samples]
         longest = max(*steps, self.config.context) if self.config.fixed_context else max(steps)
-        count = self.token_count(longest)
-        length = (count - 1) * self.stride + self.patch
+        # Of form "kernels" the tokens are shares of the steps, which need no padding to whole patches.
+        kernels = self.config.form == "kernels"
+        length = longest if kernels else (self.token_count(longest) - 1) * self.stride + self.patch
 
         def stack(name: str) -> Tensor:
             return torch.stack([F.pad(s.data[name], (0, 0, length - len(s.data[name]), 0)) for s in samples])
@@ -150,17 +196,32 @@ class TimeSeriesTokenizer(Tokenizer):
                 "meta": meta_of(samples)}  # fmt: skip
 
     def token_count(self, steps: int) -> int:
-        """Patches that cover so many steps."""
+        """Patches that cover so many steps, or segments."""
+        if self.config.form == "kernels":
+            return self.config.segments
         return 1 + max(0, -((self.patch - steps) // self.stride))
 
     def forward(self, batch: Batch) -> Tokens:
         """Tokens in order of time, after one level token for each variate where these are on.
 
-        `pos` is the last step of each patch, counted back from the newest (0, -stride, …); level tokens stand before
-        the first step.
+        `pos` is the last step of each patch or segment, counted back from the newest (0, -stride, …); level tokens
+        stand before the first step.
         """
-        values, steps = batch["values"], batch["steps"].to(batch["values"].device)
-        length, dtype = values.shape[1], next(self.parameters()).dtype
+        steps, dtype = batch["steps"].to(batch["values"].device), next(self.parameters()).dtype
+        x, mask, pos = (self._segments if self.config.form == "kernels" else self._strides)(batch, steps, dtype)
+        grid: tuple[int, ...] | None = (x.shape[1],)
+        if self.level is not None:
+            level = self.level(batch["stats"].to(dtype))  # (b, c, d)
+            level = level if self.variate is None else level + self.variate.weight
+            first = -steps.float()[:, None, None].expand(-1, level.shape[1], 1)
+            x, pos, grid = torch.cat([level, x], 1), torch.cat([first, pos], 1), None
+            mask = torch.cat([mask.new_ones(level.shape[:2]), mask], 1)
+        return Tokens(x, None if bool(mask.all()) else mask, pos, grid)
+
+    def _strides(self, batch: Batch, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, mask and positions where a token is so many steps."""
+        values = batch["values"]
+        length = values.shape[1]
         ends = torch.arange(self.patch, length + 1, self.stride, device=values.device)
         counts = torch.tensor([self.token_count(t) for t in steps.tolist()], device=values.device)
         mask = torch.arange(len(ends), device=values.device) >= len(ends) - counts[:, None]
@@ -170,14 +231,20 @@ class TimeSeriesTokenizer(Tokenizer):
             x = x + self.position(pos[:1] / self.config.context).to(x.dtype)
         if self.calendar is not None:
             x = x + self.calendar(batch["calendar"].to(dtype))
-        grid: tuple[int, ...] | None = (len(ends),)
-        if self.level is not None:
-            level = self.level(batch["stats"].to(dtype))  # (b, c, d)
-            level = level if self.variate is None else level + self.variate.weight
-            first = -steps.float()[:, None, None].expand(-1, level.shape[1], 1)
-            x, pos, grid = torch.cat([level, x], 1), torch.cat([first, pos], 1), None
-            mask = torch.cat([mask.new_ones(level.shape[:2]), mask], 1)
-        return Tokens(x, None if bool(mask.all()) else mask, pos, grid)
+        return x, mask, pos
+
+    def _segments(self, batch: Batch, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The same where a token is a share of the series, however long it is."""
+        values = batch["values"].to(dtype)
+        averaging = segment_weights(steps, values.shape[1], self.config.segments).to(dtype)  # (b, t, n)
+        x = self.stem(values, averaging)
+        back = torch.arange(1 - self.config.segments, 1, device=values.device).float() / self.config.segments
+        pos = (steps[:, None] * back)[..., None]
+        if self.position is not None:  # of the share, not of the steps: series differ in speed
+            x = x + self.position(back[None, :, None]).to(x.dtype)
+        if self.calendar is not None:
+            x = x + self.calendar(averaging.transpose(1, 2) @ batch["calendar"].to(dtype))
+        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), pos
 
     def _patches(self, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "b n d"]:
         told = torch.cat([batch["values"], batch["observed"]], -1).to(dtype)
@@ -196,9 +263,9 @@ class TimeSeriesTokenizer(Tokenizer):
 
 
 def normalise(
-    history: Float[np.ndarray, "t c"], center: str
+    history: Float[np.ndarray, "t c"], center: str, mean: Sequence[float] = (), spread: Sequence[float] = ()
 ) -> tuple[Float[np.ndarray, "t c"], Float[np.ndarray, "t c"], Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Instance normalisation over what is observed.
+    """Instance normalisation over what is observed; or, for center "data", by the training data's `mean` and `spread`.
 
     Returns:
         Values (history - loc) / scale in float32 with zeros where missing; what is observed as 0 and 1; loc, the mean
@@ -206,28 +273,53 @@ def normalise(
         which nothing is observed has loc 0.
     """
     seen = np.isfinite(history)
+    if center == "data":
+        loc = np.array(mean or [0.0] * history.shape[1])
+        scale = np.array(spread or [1.0] * history.shape[1])
+    else:
+        loc, scale = _own_level(history, seen, center)
+    values = np.where(seen, (np.where(seen, history, 0) - loc) / scale, 0).astype(np.float32)
+    return values, seen.astype(np.float32), loc, scale
+
+
+def _own_level(
+    history: Float[np.ndarray, "t c"], seen: Bool[np.ndarray, "t c"], center: str
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Location and scale of each variate of one series."""
     count = np.maximum(seen.sum(0), 1)
     # In units of the largest value, so that squares neither overflow nor vanish.
     largest = np.abs(np.where(seen, history, 0)).max(0)
     unit = np.where(largest > 0, largest, 1)
     known = np.where(seen, history, 0) / unit
-    mean = known.sum(0) / count
-    deviation = np.sqrt((np.where(seen, known - mean, 0) ** 2).sum(0) / count)
+    middle = known.sum(0) / count
+    deviation = np.sqrt((np.where(seen, known - middle, 0) ** 2).sum(0) / count)
     scale = np.where(deviation > CONSTANT, deviation * unit, 1.0)
     if center == "last":
         newest = len(history) - 1 - np.argmax(seen[::-1], 0)
-        loc = known[newest, np.arange(history.shape[1])] * unit
-    else:
-        loc = mean * unit
-    values = np.where(seen, (np.where(seen, history, 0) - loc) / scale, 0).astype(np.float32)
-    return values, seen.astype(np.float32), loc, scale
+        return known[newest, np.arange(history.shape[1])] * unit, scale
+    return middle * unit, scale
+
+
+def _some(sources: Sequence[Any]) -> Sequence[Any]:
+    """At most `MOST_SERIES` sources, spread evenly."""
+    return sources[:: math.ceil(len(sources) / MOST_SERIES)]
+
+
+def _some_values(config: SeriesConfig, sources: Sequence[Any]) -> list[np.ndarray]:
+    """Values of training series, no longer than the context."""
+    read = (read_series_all(source, time=config.time, columns=config.columns) for source in _some(sources))
+    return [frame.values[-config.context :] for frames in read for frame in frames]
 
 
 def _check(config: SeriesConfig) -> None:
-    if config.form not in ("patch", "conv"):
-        raise ValueError(f"unknown time series form {config.form!r}; choose patch or conv")
-    if config.center not in ("mean", "last"):
-        raise ValueError(f"unknown center {config.center!r}; choose mean or last")
+    if config.form not in ("patch", "conv", "kernels"):
+        raise ValueError(f"unknown time series form {config.form!r}; choose patch, conv or kernels")
+    if config.center not in ("mean", "last", "data"):
+        raise ValueError(f"unknown center {config.center!r}; choose mean, last or data")
+    if config.center == "data" and len(config.spread) not in (0, config.channels):
+        raise ValueError(f"center 'data' needs the spread of all {config.channels} channels")
+    if min(config.segments, config.features, config.dilations, config.span or 1) < 1:
+        raise ValueError("segments, features, dilations and span must be positive")
     if config.channels is not None and config.channels < 1:
         raise ValueError(f"channels must be None or positive, not {config.channels}; -1 needs fit_config first")
     if min(config.patch, config.stride, config.context) < 1 or config.stride > config.patch:

@@ -167,8 +167,10 @@ def build_for(
     if TASKS[task].kind == "forecasting":
         series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
         head["tokens"] = series.token_count(front["context"])
-    return Pipeline.build(task, encoder=encoder, tokenizer=front, head=head,
-                          sources=sources.tokenizer_sources(), seed=seed)  # fmt: skip
+    known = sources.tokenizer_sources()
+    pipeline = Pipeline.build(task, encoder=encoder, tokenizer=front, head=head, sources=known, seed=seed)
+    pipeline.settled |= {f"tokenizer.{name}" for name in pipeline.tokenizer.fit_tensors(known, seed)}
+    return pipeline
 
 
 def train_pipeline(

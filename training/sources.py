@@ -105,6 +105,8 @@ class FileSources:
     def head_options(self) -> dict[str, Any]:
         if self.task.modality == "video":  # what moves tells more than the one strongest token
             return {**self._answers(), "pooling": ("mean", "change")}
+        if self.task.modality == "time_series" and self.task.kind == "classification":
+            return {**self._answers(), "pooling": ("mean", "std"), "layers": (0,)}
         return self._answers()
 
     def _answers(self) -> dict[str, Any]:
@@ -118,14 +120,17 @@ class FileSources:
         return options
 
     def tokenizer_options(self) -> dict[str, Any]:
-        # Series to classify are read whole: all variates in one sequence, with their level.
+        # Series to learn from are read whole: all variates in one sequence, with their level.
         if self.task.modality != "time_series":
             return {}
         frames = [item.source for item in self._train()]
         lengths = [len(frame.values) if hasattr(frame, "values") else 512 for frame in frames]
         longest = max(lengths, default=512)
         patch = int(np.clip(2 ** round(math.log2(max(longest, 16) / 12)), 2, 16))
-        return {"channels": -1, "levels": True, "context": max(longest, 16), "patch": patch, "stride": patch // 2}
+        whole = {"channels": -1, "context": max(longest, 16), "patch": patch, "stride": patch // 2}
+        if self.task.kind == "classification":
+            return {**whole, "form": "kernels", "center": "data"}
+        return {**whole, "levels": True}
 
     def tokenizer_sources(self) -> list[Any]:
         return [item.source for item in self._train()]
