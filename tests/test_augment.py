@@ -77,14 +77,19 @@ def test_image_without_boxes_keeps_an_empty_target():
     assert moved == BoxTarget([], [])
 
 
-def test_points_turn_about_z_and_keep_other_columns():
+def test_points_stay_upright_and_keep_other_columns():
     points = np.random.default_rng(0).normal(size=(200, 6)) + np.array([1000, 2000, 50, 0, 0, 0])
-    moved, _ = augment("point_cloud", points, None, np.random.default_rng(1))
-    assert np.array_equal(moved[:, 3:], points[:, 3:])
-    before, after = points[:, :3] - points[:, :3].mean(0), moved[:, :3] - points[:, :3].mean(0)
-    scale = np.linalg.norm(after) / np.linalg.norm(before)
-    assert 0.75 < scale < 1.3
-    assert np.allclose(after[:, 2], before[:, 2] * scale, atol=0.15)
+    before, turned, kept = points[:, :3] - points[:, :3].mean(0), 0, 0
+    for seed in range(20):
+        moved, _ = augment("point_cloud", points, None, np.random.default_rng(seed))
+        assert np.array_equal(moved[:, 3:], points[:, 3:])
+        after = moved[:, :3] - points[:, :3].mean(0)
+        scale = np.linalg.norm(after, axis=0) / np.linalg.norm(before, axis=0)
+        assert scale.min() > 0.6 and scale.max() < 1.6
+        np.testing.assert_allclose(after[:, 2], before[:, 2] * scale[2], atol=0.15)
+        straight = np.allclose(np.abs(after[:, 0]), np.abs(before[:, 0]) * scale[0], atol=0.15)
+        kept, turned = kept + straight, turned + (not straight)
+    assert min(kept, turned) > 4
     whole, _ = augment("point_cloud", np.arange(30).reshape(10, 3), None, np.random.default_rng(1))
     assert whole.dtype.kind == "f"
 

@@ -93,20 +93,23 @@ def _cropped_boxes(boxes: np.ndarray, labels: Any, window: tuple[int, int, int, 
 
 @AUGMENTATIONS.register("point_cloud")
 def augment_points(value: Any, target: Any, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
-    """Turns about the upright axis z, scales by 0.8 to 1.25 and jitters by about 0.5% of the size; columns beyond
-    xyz stay."""
+    """Turns about the upright axis z, half of the time, and mirrors; sides grow or shrink by about 8% each, the whole
+    by up to a quarter; jitters by about 0.5% of the size. Columns beyond xyz stay, and so do the points' order and
+    number, for targets that name points.
+
+    Half of the clouds keep their direction: models have a front, and whoever learns from scans has the other half.
+    """
     points = np.array(value)
     if points.dtype.kind != "f":  # whole numbers could not be turned
         points = points.astype(np.float64)
-    angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.22, 0.22))
+    angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    sides = np.exp(rng.normal(0, 0.08, 3) + rng.uniform(-0.22, 0.22)) * np.where(rng.random() < 0.5, [-1, 1, 1], 1)
     xyz = points[:, :3].astype(np.float64)
     center = xyz.mean(0)
     spread = np.abs(xyz - center).max(initial=0.0)
-    moved = (xyz - center) @ turn.T * scale + rng.normal(0, 0.005 * spread, xyz.shape).clip(
-        -0.02 * spread, 0.02 * spread
-    )
-    points[:, :3] = moved + center
+    jitter = rng.normal(0, 0.005 * spread, xyz.shape).clip(-0.02 * spread, 0.02 * spread)
+    points[:, :3] = (xyz - center) * sides @ turn.T + jitter + center
     return points, target
 
 
