@@ -1,5 +1,7 @@
 """Opened training data: parts that do not overlap, targets in every form, faults that are named once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,6 +99,24 @@ def test_a_folder_of_series(tmp_path):
     assert len(examples) == 3 * (12 - 4 + 1)
 
 
+def test_partly_known_futures_and_further_series(tmp_path):
+    for number in range(2):
+        pd.DataFrame({"v": np.arange(60.0)}).to_csv(tmp_path / f"{number}.csv", index=False)
+    plain = open_sources(TASKS["forecasting"], tmp_path, horizon=10, context=8, borders=(0.5, 0.25, 0.25))
+    further = read_series(1000 + np.arange(40.0))
+    sources = replace(plain, least=4, extra=(further,), most=5, most_extra=3)
+    front = tokenizer("time_series", context=8)
+    found = {split: sources.examples(front, split) for split in PARTS}
+    futures = {split: [examples.whole(i)[1][:, 0] for i in range(len(examples))] for split, examples in found.items()}
+    assert [len(f) for f in futures.values()] == [2 * 5 + 3, 2 * 4, 2 * 4]
+    for split, last in (("train", 30), ("val", 45), ("test", 60)):
+        own = [f for f in futures[split] if f[0] < 1000]
+        assert {len(f) for f in own} > {10} and min(map(len, own)) >= 4  # cut at the part's end, never beyond it
+        assert max(f[-1] for f in own) == last - 1
+    assert max(f[-1] for f in futures["train"]) == 1039  # a further series is for learning, all of it
+    assert all(f[0] < 1000 for split in ("val", "test") for f in futures[split])
+
+
 def items(counts):
     return [Item(f"{name}{i}", name) for name, count in counts.items() for i in range(count)]
 
@@ -137,7 +157,8 @@ def test_table_is_stratified_and_without_its_target(write):
     assert "y" not in [column.name for column in config.columns]
     counts = [sources.examples(front(config), split).targets for split in ("train", "val")]
     assert [targets.count("rare") for targets in counts] == [3, 1]
-    assert sources.head_options() == {"classes": ("rare", "usual"), "multi_label": False}
+    answers = {"classes": ("rare", "usual"), "multi_label": False}
+    assert sources.head_options().items() >= answers.items()
     same = open_sources(TASKS["tabular-classification"], path, target="y").with_validation(0.25, 3)
     assert (same.parts == sources.parts).all()
 
@@ -170,10 +191,38 @@ def test_regression_of_several_columns(write):
 
 def test_several_labels_and_none(write):
     sources = open_sources(TASKS["tabular-multilabel"], write(["a;b", "b", None, " c ; a "]), target="y")
-    assert sources.head_options() == {"classes": ("a", "b", "c"), "multi_label": True}
+    assert sources.head_options().items() >= {"classes": ("a", "b", "c"), "multi_label": True}.items()
     front = get_tokenizer("tabular")
     config = front.fit_config(front.Config(width=48), sources.tokenizer_sources())
     assert sources.examples(front(config), "").targets == [["a", "b"], ["b"], [], ["c", "a"]]
+
+
+def test_a_split_column_says_the_parts(write):
+    said = ["Train", "test", "validation", None, "train", "test"] * 4
+    sources = open_sources(TASKS["tabular-classification"], write(["a", "b", "a", "b"] * 6, split=said), target="y")
+    assert sources.splits() == ["", "test", "train", "val"] and "split" not in sources.frame.columns
+    whole = sources.with_validation(0.5, 0)
+    assert [(whole.parts == part).sum() for part in ("train", "val", "test")] == [12, 4, 8]
+    front = get_tokenizer("tabular")
+    tokenizer = front(front.fit_config(front.Config(width=48), whole.tokenizer_sources()))
+    assert len(whole.examples(tokenizer, "test")) == 8
+    gaps = open_sources(TASKS["tabular-classification"], write(["a", "b", None] * 8, split=said), target="y")
+    assert len(gaps.parts) == len(gaps.frame) == 16 and (gaps.parts == "test").sum() == 4
+
+
+def test_other_columns_called_split_are_inputs(write):
+    for words in (["banana", "train"] * 6, [None] * 12, list(range(12))):
+        sources = open_sources(TASKS["tabular-classification"], write(["a", "b"] * 6, split=words), target="y")
+        assert sources.splits() == [""] and "split" in sources.frame.columns
+
+
+def test_large_tables_take_two_tokens_a_row(write, monkeypatch):
+    task, path = TASKS["tabular-regression"], write(np.arange(30.0))
+    small = open_sources(task, path, target="y")
+    assert small.tokenizer_options() == {"boost": True, "tokens": "columns"}
+    assert small.head_options()["pooling"] == ("mean", "last") and small.head_options()["hidden"] == 0
+    monkeypatch.setattr("polysense.training.sources.MOST_CELLS", 20)
+    assert small.tokenizer_options()["tokens"] == "row" and small.head_options()["pooling"] == ("last",)
 
 
 TABLE_FAULTS = {

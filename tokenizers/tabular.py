@@ -30,6 +30,7 @@ from polysense.tokenizers.tabular_schema import (
     to_days,
     to_numbers,
 )
+from polysense.tokenizers.tabular_trees import TreeToken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,11 +49,14 @@ class TabularConfig:
     names: tuple[str, ...] = ()  # all columns of the training table in order, for files without a header
     tokens: Literal["columns", "row"] = "columns"  # one token per column, or their sum as one (cheap)
     bins: int = 16  # quantile bins of the piecewise-linear encoding of numbers
+    boost: bool = False  # a fit grows boosted trees, whose answers become one more token
+    forest: tuple[int, ...] = ()  # trees, nodes a tree, margins; filled in when they have grown
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(as_column(column) for column in self.columns))  # dicts after JSON
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "forest", tuple(self.forest))
         if self.tokens not in ("columns", "row"):
             raise ValueError(f"unknown tokens {self.tokens!r}; choose columns or row")
         if self.bins < 1:
@@ -64,7 +68,8 @@ class TabularTokenizer(Tokenizer):
     """Column embeddings (Gorishniy et al. 2021, FT-Transformer) with piecewise-linear numbers (Gorishniy et al. 2022).
 
     Every column has a bias of its own, so that equal numbers in two columns are told apart; it also is its position.
-    `Tokens.pos` is the index of the column in the schema's order of used columns; rows have no mask.
+    `Tokens.pos` is the index of the column in the schema's order of used columns; rows have no mask. What boosted trees
+    say, where a fit has grown them, is the last token.
     """
 
     Config = TabularConfig
@@ -95,6 +100,7 @@ class TabularTokenizer(Tokenizer):
             with torch.no_grad():
                 self.category.weight[self.offsets] = 0
                 self.category.weight[self.offsets + 1] = 0
+        self.trees = TreeToken(config.forest, config.width) if config.forest else None
 
     order: Tensor
     offsets: Tensor
@@ -202,8 +208,22 @@ class TabularTokenizer(Tokenizer):
         x = torch.cat(parts, 1)[:, self.order] + self.bias
         if self.config.tokens == "row":
             x = x.sum(1, keepdim=True) * len(self.used) ** -0.5
+        if self.trees is not None:
+            # Training rows bring margins of trees that never saw them.
+            margins = batch["margins"] if "margins" in batch else self.trees.margins(self.tree_inputs(batch))
+            x = torch.cat([x, self.trees(margins)], 1)
         pos = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[None, :, None].expand(len(x), -1, -1)
         return Tokens(x, None, pos)
+
+    def tree_inputs(self, batch: Batch) -> Float[Tensor, "b f"]:
+        """What trees cut: numbers (NaN where missing), parts of dates, and categories by rank."""
+        parts = [batch[name].flatten(1).float() for name in ("numbers", "cycles", "categories") if name in batch]
+        return torch.cat(parts, 1)
+
+    def plant(self, trees: TreeToken) -> None:
+        """Takes over grown trees."""
+        self.trees = trees
+        self.config = replace(self.config, forest=trees.shape)
 
 
 class NumberEmbedding(nn.Module):

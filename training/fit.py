@@ -27,12 +27,15 @@ from polysense.tasks import TASKS
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
+from polysense.training.grow_trees import grow
 from polysense.training.probe import can_probe, pooled_features, probe
 from polysense.training.probe_forecast import probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
 
 BATCH = {"tabular": 256, "time_series": 32, "video": 8}  # examples a step where none is asked for; 32 elsewhere
+EPOCHS = {"tabular": 0}  # of joint training where none are asked for: trees and a solved head gain nothing by it
+USUAL_EPOCHS = 20  # elsewhere
 MAX_VALIDATION = 2000  # examples that early stopping looks at; the final figure uses all
 
 
@@ -76,7 +79,7 @@ def fit(
     borders: tuple[float, ...] = (0.7, 0.1, 0.2),
     ignore: int | None = None,
     encoder: str = "embedded",
-    epochs: int = 20,
+    epochs: int | None = None,
     max_minutes: float | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
@@ -101,7 +104,7 @@ def fit(
         out: Bundle folder to write; an existing bundle is replaced when training has ended.
         target, time, horizon, context, borders, ignore: See `open_sources`.
         encoder: A spec of `polysense.load_encoder`.
-        epochs: Of joint training at most; 0 stops after the probe.
+        epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere.
         max_minutes: Of joint training at most.
         batch_size: Examples a step; by default one that suits the modality.
         lr: Learning rate.
@@ -136,6 +139,8 @@ def fit(
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
+    if epochs is None:
+        epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
     recipe = Recipe(epochs, max_minutes, batch_size or BATCH.get(what.modality, 32), lr, settled_lr, patience=patience,
                     train=train, augment=augment, seed=seed)  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", augment)
@@ -186,6 +191,8 @@ def _train_pipeline(
     pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
 ) -> int:
     watched = Subset.even(validation, MAX_VALIDATION)
+    if grow(pipeline, learning, recipe.seed):
+        progress.say(f"grew boosted trees on {len(learning)} rows")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
         probe(pipeline, learning, validation, recipe.batch_size)

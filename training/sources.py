@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import Dataset, Item
+from polysense.data.dataset import SPLITS, Dataset, Item
 from polysense.tasks import Task
 from polysense.tokenizers.base import Tokenizer
 from polysense.tokenizers.tabular_schema import as_text, to_numbers
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_WINDOWS = 100  # of each series where there are several
+MOST_CELLS = 100_000  # of a table whose columns are tokens of their own: the encoder's time grows with their number
 
 
 class Sources(Protocol):
@@ -149,7 +150,7 @@ class TableSources:
     frame: pd.DataFrame
     names: tuple[str, ...]  # target columns
     task: Task
-    parts: np.ndarray = field(default_factory=lambda: np.array([]))  # "train" or "val" a row; empty: no parts
+    parts: np.ndarray = field(default_factory=lambda: np.array([]))  # each row's part, or "" ; empty: no parts
 
     @classmethod
     def open(cls, path: str | Path, target: str | None, task: Task) -> TableSources:
@@ -170,9 +171,12 @@ class TableSources:
         known = frame[list(names)].notna().all(axis=1)
         if not known.any():
             raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
+        parts = split_column(frame, names)
+        if len(parts):
+            frame = frame.drop(columns="split")
         if task.kind == "multilabel":  # a row may have none of the labels
-            return cls(frame, names, task)
-        return cls(frame[known].reset_index(drop=True), names, task)
+            return cls(frame, names, task, parts)
+        return cls(frame[known].reset_index(drop=True), names, task, parts[known.to_numpy()] if len(parts) else parts)
 
     def splits(self) -> list[str]:
         return sorted(set(self.parts.tolist())) or [""]
@@ -203,19 +207,41 @@ class TableSources:
     def head_options(self) -> dict[str, Any]:
         frame = self._rows("train" if len(self.parts) else "")
         if self.task.kind == "regression":
-            return regression_options(self.names, frame[list(self.names)].to_numpy(np.float64))
+            # Linear, so that it is solved for rather than descended to.
+            numbers = regression_options(self.names, frame[list(self.names)].to_numpy(np.float64))
+            return {**numbers, **self._reading(), "hidden": 0}
         targets = self._targets(self.frame)
         names = {name for t in targets for name in ([t] if isinstance(t, str) else t)}
-        return {"classes": tuple(sorted(names)), "multi_label": self.task.kind == "multilabel"}
+        return {**self._reading(), "classes": tuple(sorted(names)), "multi_label": self.task.kind == "multilabel"}
+
+    def _reading(self) -> dict[str, Any]:
+        """What heads read: the last token, which the trees make, before and after it has seen the columns."""
+        return {"pooling": ("mean", "last") if self._columns_apart() else ("last",), "layers": (0,)}
+
+    def _columns_apart(self) -> bool:
+        return self.frame.size <= MOST_CELLS
 
     def tokenizer_options(self) -> dict[str, Any]:
-        return {}
+        return {"boost": True, "tokens": "columns" if self._columns_apart() else "row"}
 
     def tokenizer_sources(self) -> list[Any]:
         return [self._rows("train" if len(self.parts) else "").drop(columns=list(self.names))]
 
     def data_options(self) -> dict[str, Any]:
         return {"target": ",".join(self.names)}
+
+
+def split_column(frame: pd.DataFrame, targets: Sequence[str]) -> np.ndarray:
+    """Each row's part where a column `split` says it ("" where it is empty); nothing where there is no such column.
+
+    A column of that name which holds anything else than names of parts is an input like any other.
+    """
+    if "split" not in frame.columns or "split" in targets:
+        return np.array([])
+    words = frame["split"].fillna("").astype(str).str.lower()
+    if not words.isin(["", *SPLITS]).all() or (words == "").all():
+        return np.array([])
+    return np.array([SPLITS.get(word, "") for word in words])
 
 
 @dataclass(frozen=True)
