@@ -121,7 +121,8 @@ def _futures(folder: Path, pipeline: Pipeline) -> WindowExamples:
 def cached(pipeline: Pipeline, examples: Examples, std: Mapping[str, float]) -> Part:
     """Reads, tokenizes and keeps examples, in a random order: batches are what a tuned encoder learns from."""
     order = np.random.default_rng(0).permutation(len(examples))
-    size = BATCH.get(pipeline.modality, 32)
+    size, config = BATCH.get(pipeline.modality, 32), pipeline.head.config
+    classes, horizon = len(getattr(config, "classes", ())), getattr(config, "horizon", 0)
     forecasts = isinstance(pipeline.head, ForecastHead)
     batches, owner, ys, weights, truth, scales = [], [], [], [], [], []
     for start in range(0, len(order), size):
@@ -133,7 +134,7 @@ def cached(pipeline: Pipeline, examples: Examples, std: Mapping[str, float]) -> 
         batch = pipeline.tokenizer.collate([sample for sample, _ in sequences])
         batches.append(pipeline.tokenizer(batch))
         target = pipeline.head.targets([answer for _, answer in sequences], batch["meta"])
-        ys.append(_numbers(target, len(getattr(pipeline.head.config, "classes", ()))))
+        ys.append(_numbers(target, classes, horizon))
         weights.append(target.get("weight", torch.ones(len(sequences))))
         if forecasts:
             truth.append(np.stack([answer for _, answer in sequences]))
@@ -142,10 +143,10 @@ def cached(pipeline: Pipeline, examples: Examples, std: Mapping[str, float]) -> 
                 np.concatenate(truth) if truth else np.empty(0), np.array(scales))  # fmt: skip
 
 
-def _numbers(target: Mapping[str, Tensor], classes: int) -> Float[Tensor, "s k"]:
+def _numbers(target: Mapping[str, Tensor], classes: int, horizon: int) -> Float[Tensor, "s k"]:
     if "labels" in target:
         return F.one_hot(target["labels"], classes).float()
-    return target["values"] if "values" in target else target["steps"]
+    return target["values"] if "values" in target else target["steps"][:, :horizon]
 
 
 @torch.inference_mode()
