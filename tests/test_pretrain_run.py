@@ -230,7 +230,8 @@ def test_a_teacher_is_learnt_from_and_not_kept(data: Path, tmp_path: Path) -> No
     run_plan(run, tmp_path, "cpu")
     assert set(losses(tmp_path)) - {"image/unreadable"} == {"image/rebuild", "image/teacher", "image/answers"}
     assert not any(p.requires_grad for p in run.streams[0].teachers[0].model.parameters())
-    assert "random:test_vit" in (tmp_path / "weights" / "README.md").read_text()
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "front part EfficientNet-lite0 (Apache-2.0), teacher random:test_vit (" in card
     names = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
     assert not any("teachers" in name for name in names)
 
@@ -246,6 +247,9 @@ def test_unreadable_inputs_are_passed_over_and_counted(data: Path, tmp_path: Pat
     bad = build_run(read_plan(path)).streams[0]
     with pytest.raises(InputError, match=r"20 inputs in a row cannot be read .*1\.png"):
         bad.loss(build_run(read_plan(path)).encoder, np.random.default_rng(0))
+    bad.begin(iter([(0, 0, 0, 0)]), 1)  # out of a worker it comes as the same error
+    with pytest.raises(InputError, match="20 inputs in a row"):
+        bad.next(np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("more", ['optimiser = "sgd"\nclip = "coordinate"\nclip_at = 0.01', 'precision = "bf16"'])

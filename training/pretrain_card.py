@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ Started from `{start}`, trained for {steps} steps.
 - Fingerprint (SHA-256 over names, shapes and fp32 values): `{fingerprint}`
 - Use it: `polysense fit TASK DATA --out BUNDLE --encoder file:{path}`
 - Labels that entered: {labels}
-- Teachers: {teachers}
+- Trained parts that it began with or learnt from: {origins}
 
 | sense | data | inputs | classes | licence of the data |
 |---|---|---|---|---|
@@ -51,13 +51,23 @@ class SetUsed:
         return f"{self.modality}: {self.plan.path}, {what}" + (f", {self.classes} classes" if self.classes else "")
 
 
-def write_card(folder: Path, plan: RunPlan, encoder: Encoder, sets: Sequence[SetUsed]) -> None:
-    """Writes `README.md` beside the weights. The fingerprint is that of the written, half-precision weights."""
+def write_card(
+    folder: Path, plan: RunPlan, encoder: Encoder, sets: Sequence[SetUsed], origins: Mapping[str, str]
+) -> None:
+    """Writes `README.md` beside the weights; the fingerprint is that of the written, half-precision ones.
+
+    Args:
+        folder: Where `encoder.safetensors` lies.
+        plan: What was asked for.
+        encoder: As trained.
+        sets: What was read.
+        origins: Trained parts that it began with or learnt from, with their licences.
+    """
     from polysense.backbone.weights import load_encoder
 
     path = folder / "encoder.safetensors"
     entered = [one.plan.path for one in sets if one.classes and one.plan.path != SYNTHETIC]
-    teachers = [stream.teacher for stream in plan.streams if stream.teacher]
+    parts = [f"{name} ({licence})" for name, licence in origins.items()]
     rows = "\n".join(
         f"| {one.modality} | {one.plan.path} | {one.count or 'generated'} | {one.classes or 'no labels'} "
         f"| {'generated' if one.plan.path == SYNTHETIC else one.plan.licence} |" for one in sets
@@ -67,7 +77,7 @@ def write_card(folder: Path, plan: RunPlan, encoder: Encoder, sets: Sequence[Set
         heads=encoder.config.heads, size=sum(p.numel() for p in encoder.parameters()) / 1e6,
         senses=", ".join(stream.modality for stream in plan.streams), start=plan.encoder.start,
         steps=plan.training.steps, fingerprint=load_encoder(f"file:{path}").fingerprint(), path=path,
-        labels=", ".join(entered) or "none", teachers=", ".join(teachers) or "none", rows=rows,
+        labels=", ".join(entered) or "none", origins=", ".join(parts) or "none", rows=rows,
         notes=f"\n\n{plan.card.notes}" if plan.card.notes else "", text=plan.text.strip(),
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,9 @@ def _encoder(table: dict[str, Any], path: Path) -> EncoderPlan:
     plan = make_config(EncoderPlan, {**mine, "options": further}, f"{path}, encoder")
     if further and plan.start not in ("identity", "random"):
         raise InputError(f"{path}, encoder", f"{next(iter(further))} is given by {plan.start} itself", "leave it out")
+    kind, _, file = plan.start.partition(":")
+    if kind == "file":  # like all paths, relative to the configuration
+        plan = replace(plan, start=f"file:{path.absolute().parent / Path(file).expanduser()}")
     return plan
 
 
@@ -182,7 +185,7 @@ def _losses(given: Any, modality: str, data: tuple[DataPlan, ...], teacher: Any,
     possible += ["classes"] if modality != "time_series" else ["forecast"]
     possible += ["contrast"] if modality not in ("time_series", "tabular") else []
     possible += ["teacher", "answers"] if modality in ("image", "audio") else []
-    labelled = any(one.labels or one.path.startswith(SYNTHETIC) for one in data)
+    labelled = any(one.labels or one.path == SYNTHETIC for one in data)
     able = {"classes": labelled, "teacher": bool(teacher), "answers": bool(teacher), "contrast": given is not None}
     if given is None:
         return {name: LOSSES[name] for name in possible if able.get(name, True)}

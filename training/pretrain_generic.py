@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from polysense.backbone.encoder import Encoder
+from polysense.core.errors import InputError
 from polysense.core.types import Tokens
 from polysense.tokenizers.positions import CoordinateEmbedding
 from polysense.training.pretrain_draws import Draw, Draws
@@ -45,7 +46,7 @@ class DrawnStream(Stream):
         self.stem_scale = 1.0
         self.saved: dict[str, Any] = {}  # options of the tokenizer that differ from the default, written beside it
         self.notes: dict[str, float] = {}  # counts for the log
-        self._ahead: Iterator[Draw] | None = None
+        self._ahead: Iterator[Draw | InputError] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -57,15 +58,18 @@ class DrawnStream(Stream):
 
     def begin(self, keys: Iterable[tuple[int, ...]], workers: int) -> None:
         """From here on batches come in the order of these keys."""
+        ahead: Any = _Ahead(self.draws)
         if workers:
-            loader = DataLoader(self.draws, batch_size=None, sampler=keys, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
-            self._ahead = iter(loader)
+            sampler: Any = keys
+            self._ahead = iter(DataLoader(ahead, batch_size=None, sampler=sampler, num_workers=workers))
         else:
-            self._ahead = (self.draws[key] for key in keys)
+            self._ahead = map(ahead.__getitem__, keys)
 
     def next(self, rng: np.random.Generator) -> Draw:
         """The next batch, on the stream's device; drawn from `rng` where no keys were given."""
         draw = self.draws[tuple(rng.integers(2**31, size=4).tolist())] if self._ahead is None else next(self._ahead)
+        if isinstance(draw, InputError):
+            raise draw
         self.notes = {"unreadable": float(draw.unreadable)} if draw.unreadable else {}
         return _moved(draw, self.device)
 
@@ -73,8 +77,17 @@ class DrawnStream(Stream):
         return {name: self.weights[name] * loss for name, loss in losses.items()}
 
 
-def _as_it_is(draw: Draw) -> Draw:
-    return draw
+class _Ahead:
+    """Batches by key, or the error that stands for one: a loader would send it on as a traceback."""
+
+    def __init__(self, draws: Any) -> None:
+        self.draws = draws
+
+    def __getitem__(self, key: tuple[int, ...]) -> Draw | InputError:
+        try:
+            return self.draws[key]
+        except InputError as error:
+            return error
 
 
 def _moved(value: Any, device: torch.device) -> Any:

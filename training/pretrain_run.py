@@ -39,6 +39,7 @@ class Run:
     encoder: Encoder
     streams: list[DrawnStream]
     sets: list[SetUsed] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)  # trained parts that it began with or learnt from: licence
 
     def tokens(self) -> dict[str, int]:
         """Tokens of one batch of each stream, as measured on one."""
@@ -94,7 +95,7 @@ def run_plan(run: Run, out: Path, device: str | None = None, watch: Any = None) 
         _claim(out, run.plan)
     pretrain(run.encoder, run.streams, run.plan.training, out, device, watch)
     if main:
-        write_card(out / "weights", run.plan, run.encoder, run.sets)
+        write_card(out / "weights", run.plan, run.encoder, run.sets, run.origins)
 
 
 def _claim(out: Path, plan: RunPlan) -> None:
@@ -117,7 +118,9 @@ def suggest(run: Run) -> tuple[Suggestion, int, int]:
     return step_law(size, step * training.steps), step, size
 
 
-def _tokenizer(plan: StreamPlan, encoder: Encoder, **usual: Any) -> tuple[Tokenizer, float, dict[str, Any]]:
+def _tokenizer(
+    plan: StreamPlan, encoder: Encoder, origins: dict[str, str], **usual: Any
+) -> tuple[Tokenizer, float, dict[str, Any]]:
     """A sense's tokenizer with the weights that it starts from, the factor of its stem's learning rate, and the options
     that whoever uses it later must know."""
     name = f"{plan.modality} tokenizer"
@@ -139,6 +142,8 @@ def _tokenizer(plan: StreamPlan, encoder: Encoder, **usual: Any) -> tuple[Tokeni
     trained = bool(stem) and stem <= set(known) and plan.modality in STEMS
     if plan.frozen_stem and not trained:
         raise InputError(name, "it has no trained stem to freeze", 'use the default form, and start = "stem"')
+    if trained:
+        origins["front part EfficientNet-lite0" if plan.modality != "audio" else "front part YAMNet"] = "Apache-2.0"
     frozen = trained if plan.frozen_stem is None else plan.frozen_stem
     return tokenizer, 0.0 if frozen else plan.stem_lr, saved
 
@@ -164,7 +169,7 @@ def _sense(plan: StreamPlan, run: Run) -> DrawnStream:
     for one, source in zip(plan.data, sources, strict=True):
         run.sets.append(SetUsed(plan.modality, one, len(source), len(source.classes)))
     # One size a batch runs a stem once; what is written keeps the tokenizer's own way.
-    tokenizer, stem_scale, saved = _tokenizer(plan, run.encoder)
+    tokenizer, stem_scale, saved = _tokenizer(plan, run.encoder, run.origins)
     over: dict[str, Any] = {}
     if plan.modality in ("image", "video") and "resize" not in plan.tokenizer:
         over = {"resize": "squash"}
@@ -175,6 +180,8 @@ def _sense(plan: StreamPlan, run: Run) -> DrawnStream:
         shares([len(source) for source in sources], [one.share for one in plan.data], plan.balance), plan.batch,
         vary=plan.augment, views=2 if "contrast" in weights else 1, side=picture.side if picture else 0, teacher=sound,
     )  # fmt: skip
+    if teacher := picture or sound:
+        run.origins[f"teacher {teacher.name}"] = teacher.licence
     lesson = (sound.features, sound.answers) if sound else None
     stream = SenseStream(plan.modality, tokenizer, draws, weights, classes=[len(source.classes) for source in sources],
                          masked=plan.masked, stem_scale=stem_scale, teacher=picture, lesson=lesson)  # fmt: skip
@@ -187,8 +194,10 @@ def _series(plan: StreamPlan, run: Run) -> DrawnStream:
     from polysense.data.layouts import split_of
     from polysense.data.time_series import SERIES_ENDINGS, read_series_all
 
-    tokenizer, _, saved = _tokenizer(plan, run.encoder, context=256, center="last")
+    tokenizer, _, saved = _tokenizer(plan, run.encoder, run.origins, context=256, center="last")
     config: Any = tokenizer.config
+    if config.form not in ("patch", "conv"):
+        raise InputError("time_series tokenizer", f"the form {config.form} hides no tokens", "use patch or conv")
     if config.channels is not None:
         raise InputError("time_series tokenizer", "pretraining reads one variate a sequence", "leave channels out")
     sets: list[list[Any] | None] = []
