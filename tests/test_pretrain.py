@@ -25,24 +25,17 @@ from polysense.data.point_cloud import Cloud
 from polysense.data.time_series import SeriesFrame
 from polysense.tokenizers.audio import AudioConfig, AudioTokenizer
 from polysense.tokenizers.image import ImageConfig, ImageTokenizer
-from polysense.tokenizers.image_grid import cell_centres
 from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
 from polysense.tokenizers.tabular import TabularConfig, TabularTokenizer
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.tokenizers.video import VideoConfig, VideoTokenizer
 from polysense.training.pretrain import PretrainConfig, pretrain
-from polysense.training.pretrain_cache import batched, labelled_images, write_cache
+from polysense.training.pretrain_cache import EARLY, batched, labelled_images, write_cache
+from polysense.training.pretrain_clouds import CloudStream, chamfer
+from polysense.training.pretrain_images import PictureSet, PictureStream, mix
 from polysense.training.pretrain_log import TrainingLog
 from polysense.training.pretrain_optim import schedule
-from polysense.training.pretrain_streams import (
-    CloudStream,
-    FrontStream,
-    SampleStream,
-    SeriesStream,
-    TableStream,
-    chamfer,
-    turn,
-)
+from polysense.training.pretrain_streams import FrontStream, SampleStream, SeriesStream, TableStream
 from polysense.training.synthetic import synthetic_series, synthetic_table
 from polysense.training.teachers import _fold
 
@@ -60,10 +53,14 @@ def cache(path, tokens, channels, labelled, rows=30):
 
 
 def image_stream(folder):
-    caches = {"named": (cache(folder / "named.st", 16, 192, True), 0.5, True),
-              "plain": (cache(folder / "plain.st", 16, 192, False), 0.5, False)}  # fmt: skip
-    return FrontStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 8, caches, cell_centres(
-        torch.tensor([[4, 4]]), 4, 4)[0])  # fmt: skip
+    random = torch.Generator().manual_seed(0)
+    for name, side, count in (("named", 8, 30), ("named_b", 8, 30), ("plain", 12, 9)):
+        save_file({"maps": torch.randn(count, side, side, 80, generator=random).half(),
+                   "teacher": torch.rand(count, 20, generator=random).half(),
+                   "label": torch.arange(count) % 5}, folder / f"{name}.st")  # fmt: skip
+    sets = [PictureSet("named", [folder / "named.st", folder / "named_b.st"], 0.75, True, held_out=10),
+            PictureSet("plain", [folder / "plain.st"], 0.25)]  # fmt: skip
+    return PictureStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 8, sets, 0.3)
 
 
 def sound_stream(folder):
@@ -75,10 +72,13 @@ def sound_stream(folder):
 
 
 def cloud_stream(folder):
-    tokenizer = PointCloudTokenizer(PointCloudConfig(width=WIDTH, points=64, groups=8, neighbours=32))
+    tokenizer = PointCloudTokenizer(PointCloudConfig(width=WIDTH, points=200, groups=32, neighbours=16))
     rng = np.random.default_rng(0)
-    samples = [tokenizer.cut(Cloud(rng.normal(size=(64, 3)), {}), f"{i}") for i in range(6)]
-    return CloudStream("point_cloud", tokenizer, 4, samples, [0, 1, 2, -1, -1, 0])
+    cut = [tokenizer.cut(Cloud(rng.normal(size=(200, 3)), {}), f"{i}").data for i in range(8)]
+    samples = {key: torch.stack([one[key] for one in cut]) for key in cut[0]}
+    samples |= {"set": torch.arange(8) % 4, "label": torch.arange(8) // 4, "picture": torch.arange(8) % 4 - 3,
+                "teacher": torch.rand(2, 20)}  # fmt: skip
+    return CloudStream("point_cloud", tokenizer, 12, samples)
 
 
 def series_stream(folder):
@@ -129,10 +129,13 @@ def test_stream_gives_finite_losses_that_reach_the_encoder(name, tmp_path):
 
 
 def test_streams_name_their_losses(tmp_path):
-    found = {name: set(make(tmp_path).loss(encoder(), np.random.default_rng(0))) for name, make in STREAMS.items()}
+    trunk = encoder()
+    streams = {name: make(tmp_path) for name, make in STREAMS.items()}
+    found = {name: {key for seed in range(4) for key in stream.loss(trunk, np.random.default_rng(seed))}
+             for name, stream in streams.items()}  # fmt: skip
     assert found == {"image": {"teach", "rebuild", "named"}, "audio": {"teach", "rebuild"},
-                     "point_cloud": {"rebuild", "class"}, "time_series": {"rebuild", "forecast"},
-                     "tabular": {"class"}}  # fmt: skip
+                     "point_cloud": {"rebuild", "generated", "bimnet", "dales", "teach"},
+                     "time_series": {"rebuild", "forecast"}, "tabular": {"class"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -185,9 +188,9 @@ def test_log_has_every_step_and_loss(run):
 def test_stems_stay_and_the_rest_learns(run):
     folder, trunk, streams, stems = run
     for stream in streams[:2]:
-        assert not any(parameter.requires_grad for parameter in stream.tokenizer.stem.parameters())
+        late = [f"blocks.{block}." for block in range(EARLY, 12)] if stream.name == "image" else []
         for name, value in stream.tokenizer.stem.state_dict().items():
-            assert torch.equal(value, stems[f"{stream.name}.{name}"])
+            assert name.startswith(tuple(late)) or torch.equal(value, stems[f"{stream.name}.{name}"])
     assert any(block.attn.proj.weight.any() for block in trunk.blocks)
     _, untouched = everything(folder)
     for stream, begun in zip(streams, untouched, strict=True):
@@ -260,14 +263,40 @@ def test_schedule_warms_up_and_comes_down():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_turning_keeps_distances_and_height():
-    random = torch.Generator().manual_seed(0)
-    batch = {"groups": torch.randn(2, 3, 4, 5, generator=random), "centers": torch.randn(2, 3, 3, generator=random)}
-    turned = turn(batch, torch.tensor([0.0, np.pi / 2], dtype=torch.float32))
-    torch.testing.assert_close(turned["groups"][0], batch["groups"][0])
-    x, y = batch["centers"][1, :, 0], batch["centers"][1, :, 1]
-    torch.testing.assert_close(turned["centers"][1, :, :2], torch.stack([-y, x], -1), atol=1e-6, rtol=0)
-    assert turned["groups"][..., 2:].equal(batch["groups"][..., 2:])  # height, and features beyond coordinates
+def test_mixed_pictures_say_how_much_of_each_is_left():
+    maps = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 3, 8, 8)
+    mixed, other = mix(maps, np.random.default_rng(0))
+    whole = other.weight == 1
+    assert 10 < int(whole.sum()) < 30
+    assert mixed[whole].equal(maps[whole])
+    first = (mixed[:, 0] == maps[:, 0]).float().mean((1, 2))
+    same = other.row == torch.arange(40)
+    torch.testing.assert_close(first[~same], other.weight[~same])
+    tokens = mixed[:, 0].unflatten(2, (4, 2)).unflatten(1, (4, 2))  # a token is of one picture
+    assert (tokens.amax((2, 4)) == tokens.amin((2, 4))).all()
+
+
+def test_late_blocks_of_the_stem_learn_at_times_and_early_ones_never(tmp_path):
+    stream = image_stream(tmp_path)
+    assert stream.lr_scale("tokenizer.stem.blocks.7.project.weight") == 0
+    assert stream.lr_scale("tokenizer.stem.first.weight") == 0 == stream.lr_scale("frozen.0.project.weight")
+    assert stream.lr_scale("tokenizer.stem.blocks.8.project.weight") == 0.3 == stream.lr_scale("late.0.project.weight")
+    assert stream.lr_scale("tokenizer.project.weight") == 1
+    reached = 0
+    for seed in range(12):
+        stream.zero_grad()
+        torch.stack(list(stream.loss(encoder(), np.random.default_rng(seed)).values())).sum().backward()
+        grad = stream.late[0].project.weight.grad
+        reached += grad is not None and bool(grad.any())
+    assert 0 < reached < 12
+
+
+def test_held_out_pictures_are_never_drawn(tmp_path):
+    stream = image_stream(tmp_path)
+    one = stream.sets[0]
+    one.arrays["label"] = torch.arange(30)
+    drawn = torch.cat([stream.draw(one, np.random.default_rng(seed)).label for seed in range(60)])
+    assert set(drawn.tolist()) == set(range(20))
 
 
 def test_chamfer_distance():

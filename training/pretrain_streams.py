@@ -42,12 +42,25 @@ class Stream(nn.Module):
         x = torch.where(hidden.unsqueeze(-1), self.hidden_token + keep_positions, tokens.x)
         return tokens.replace(x), hidden
 
+    def hide_some(self, tokens: Tokens, rng: np.random.Generator, position: Tensor) -> tuple[Tokens, Tensor]:
+        """Hides tokens of half the sequences; the others stay whole, as they are when the encoder is used."""
+        shown, hidden = self.hide(tokens, rng, position)
+        some = torch.from_numpy(rng.random(len(hidden)) < 0.5)[:, None]
+        return tokens.replace(torch.where(some.unsqueeze(-1), shown.x, tokens.x)), hidden & some
+
+
+def rebuilt(built: Float[Tensor, "b n c"], true: Float[Tensor, "b n c"], hidden: Tensor) -> Tensor:
+    """Smooth L1 at hidden places; 0 where a small batch hides nothing (a mean would not be a number)."""
+    error = F.smooth_l1_loss(built[hidden], true[hidden], reduction="sum")
+    return error / max(int(hidden.sum()) * true.shape[-1], 1)
+
 
 class FrontStream(Stream):
-    """Images or sounds whose front tokens and teacher features are cached (`pretrain_cache`).
+    """Sounds whose front tokens and teacher features are cached (`pretrain_cache`).
 
     Losses: cosine to the square root of the teacher's pooled features (they are sparse and heavy-tailed), smooth-L1 to
-    the hidden tokens' own front features, and cross-entropy where a cache has labels.
+    the hidden tokens' own front features, the teacher's tags where a cache has "scores", and cross-entropy where it has
+    labels.
     """
 
     def __init__(
@@ -73,6 +86,10 @@ class FrontStream(Stream):
             _principal_axes(tokenizer.project, sample)
         self.teach = nn.Linear(tokenizer.width, first["teacher"].shape[-1])
         self.decode = nn.Linear(tokenizer.width, first["tokens"].shape[-1])
+        tagged = [cache["scores"].shape[-1] for cache in self.caches.values() if "scores" in cache]
+        self.tag = nn.Linear(tokenizer.width, tagged[0]) if tagged else None
+        if self.tag is not None:
+            nn.init.constant_(self.tag.bias, -5.0)  # most tags are absent
         self.classify = nn.ModuleDict({
             key: nn.Linear(tokenizer.width, int(self.caches[key]["label"].max()) + 1)
             for key, (_, _, labelled) in caches.items() if labelled
@@ -82,7 +99,7 @@ class FrontStream(Stream):
     std: Tensor
 
     def loss(self, encoder: Encoder, rng: np.random.Generator) -> dict[str, Tensor]:
-        fronts, teachers, labels = [], [], {}
+        fronts, teachers, labels, scores = [], [], {}, {}
         start = 0
         for key, cache in self.caches.items():
             count = round(self.batch_size * self.shares[key])
@@ -91,22 +108,23 @@ class FrontStream(Stream):
             teachers.append(cache["teacher"][rows].float())
             if key in self.classify:
                 labels[key] = (slice(start, start + count), cache["label"][rows])
+            if self.tag is not None and "scores" in cache:
+                scores[key] = (slice(start, start + count), cache["scores"][rows].float())
             start += count
         front, teacher = torch.cat(fronts), torch.cat(teachers)
-        if self.name == "image":  # mirrored pictures: mirror the columns of the 4 x 4 grid
-            flip = torch.from_numpy(rng.random(len(front)) < 0.5)
-            mirrored = front.unflatten(1, (4, 4)).flip(2).flatten(1, 2)
-            front = torch.where(flip[:, None, None], mirrored, front)
         position = self.tokenizer.position(self.pos[None])
         tokens = Tokens(self.tokenizer.project(front) + position, None, self.pos.expand(len(front), -1, -1))
-        shown, hidden = self.hide(tokens, rng, position)
+        shown, hidden = self.hide_some(tokens, rng, position)
         last = encoder(shown).last.x
         pooled = last.mean(1)
         losses = {"teach": 1 - F.cosine_similarity(self.teach(pooled), teacher.clamp_min(0).sqrt(), dim=-1).mean()}
-        standard = (front - self.mean) / self.std
-        losses["rebuild"] = F.smooth_l1_loss(self.decode(last)[hidden], standard[hidden])
+        losses["rebuild"] = rebuilt(self.decode(last), (front - self.mean) / self.std, hidden)
         for key, (part, label) in labels.items():
             losses[key] = 0.3 * F.cross_entropy(self.classify[key](pooled[part]), label, label_smoothing=0.1)
+        for key, (part, score) in scores.items():
+            assert self.tag is not None
+            error = F.binary_cross_entropy_with_logits(self.tag(pooled[part]), score, reduction="none")
+            losses[f"{key} tags"] = 0.03 * error.sum(-1).mean()
         return losses
 
 
@@ -120,7 +138,7 @@ def _principal_axes(project: nn.Linear, sample: Float[Tensor, "k c"]) -> None:
 
 
 class SampleStream(Stream):
-    """Inputs that the tokenizer reads at every step: clouds, series, tables.
+    """Inputs that the tokenizer reads at every step: series, tables.
 
     Args:
         samples: Decoded samples; a batch draws from them at random.
@@ -143,46 +161,6 @@ class SampleStream(Stream):
         if self.classify is None or not known.any():
             return {}
         return {"class": 0.3 * F.cross_entropy(self.classify(pooled[known]), labels[known])}
-
-
-class CloudStream(SampleStream):
-    """Clouds: classes, and hidden patches rebuilt as point sets by Chamfer distance (Point-MAE, Pang et al. 2022)."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.decode = nn.Linear(self.tokenizer.width, 32 * 3)
-
-    def loss(self, encoder: Encoder, rng: np.random.Generator) -> dict[str, Tensor]:
-        batch, labels = self.draw(rng)
-        patches = batch["groups"][..., :3]  # (b, g, k, 3) relative to their centres
-        angle = torch.from_numpy(rng.uniform(0, 2 * np.pi, len(patches)).astype(np.float32))
-        batch = {**batch, **turn(batch, angle)}
-        patches = batch["groups"][..., :3]
-        tokens = self.tokenizer(batch)
-        count = patches.shape[1]
-        extra = tokens.x.shape[1] - count  # the extent token is never hidden
-        place = self.tokenizer.position(batch["centers"])
-        place = torch.cat([place, place.new_zeros(len(place), extra, place.shape[-1])], 1)
-        shown, hidden = self.hide(tokens, rng, place)
-        shown = shown.replace(torch.cat([shown.x[:, :count], tokens.x[:, count:]], 1))
-        hidden = hidden[:, :count]
-        last = encoder(shown).last.x
-        built = self.decode(last[:, :count][hidden]).view(-1, 32, 3)
-        spread = patches[hidden].flatten(1).std(1).clamp_min(1e-4)[:, None, None]
-        return {"rebuild": chamfer(built, patches[hidden] / spread)} | self.supervised(last.mean(1), labels)
-
-
-def turn(batch: Mapping[str, Tensor], angle: Float[Tensor, " b"]) -> dict[str, Tensor]:
-    """Clouds turned about the vertical axis (z)."""
-    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-    matrix = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], -1).view(-1, 3, 3)
-    groups = torch.cat([torch.einsum("bgkc,bdc->bgkd", batch["groups"][..., :3], matrix), batch["groups"][..., 3:]], -1)
-    return {"groups": groups, "centers": torch.einsum("bgc,bdc->bgd", batch["centers"], matrix)}
-
-
-def chamfer(a: Float[Tensor, "k p 3"], b: Float[Tensor, "k q 3"]) -> Tensor:
-    distance = torch.cdist(a, b)
-    return distance.amin(1).mean() + distance.amin(2).mean()
 
 
 class SeriesStream(SampleStream):

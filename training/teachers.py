@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polysense.tokenizers.stems import InvertedResidual, Lite0Stem, YamnetStem
 
@@ -57,6 +58,11 @@ class Lite0Teacher(nn.Module):
         super().__init__()
         self.model: Any = load_lite0()
         self.stem = lite0_stem(self.model)
+
+    @torch.inference_mode()
+    def early(self, pixels: Float[Tensor, "b 3 h w"], blocks: int) -> Tensor:
+        """What the stem's first `blocks` give for pixels 0..255."""
+        return self.stem.blocks[:blocks](F.relu6(self.stem.first((pixels - 127) / 128)))
 
     @torch.inference_mode()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
