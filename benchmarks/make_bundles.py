@@ -173,7 +173,7 @@ PLANS: dict[str, Plan] = {
     "clips101": Plan("video-classification", moving_pictures,
                      "Caltech-101 photographs under a moving camera (clips are generated)", "CC BY 4.0"),
     "furniture": Plan("point-cloud-classification", furniture, "Sweet Home 3D furniture (16 kinds)",
-                      "CC0 and CC BY 3.0", Recipe(epochs=25, augment=True, patience=8)),
+                      "CC0 and CC BY 3.0", tokenizer={"views": 2}, head={"layers": (0, 3)}),
     "any-series": Plan("forecasting", any_series, "84 public sets of series, 350 variates", "public statistics",
                        Recipe(epochs=2, settled_lr=0.0, batch_size=48), {"stride": 16}),
     "activity": Plan("time-series-classification", folder("time-series-classification", "imu/BasicMotions"),
