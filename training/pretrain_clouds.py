@@ -29,6 +29,7 @@ from polysense.training.synthetic_clouds import synthetic_cloud
 SETS = {"generated": 0.5, "bimnet": 0.1, "dales": 0.1, "furniture": 0.3}  # their shares of a batch
 # Weights of the classes' losses. Real classes have few clouds: a heavy loss learns them by heart. Furniture has none.
 CLASSES = {"generated": 0.5, "bimnet": 0.1, "dales": 0.1}
+TEACH = 0.3  # weight of the renders' teacher: a few hundred pairs too are soon known by heart
 SHOWN, HIDDEN, NEIGHBOURS = 20, 8, 16  # patches of a cloud that a step shows and hides, and points of a patch
 WHOLE = 0.2  # share of steps that show all patches of fewer clouds, as when the encoder is used
 SAMPLES = tuple[str, np.ndarray, int, int]  # set, points (n, 3), class, row of the teacher's features (-1: none)
@@ -104,7 +105,7 @@ class CloudStream(Stream):
                 losses[key] = CLASSES[key] * error
         if self.teach is not None and bool((of := pictures >= 0).any()):
             target = self.samples["teacher"][pictures[of]].float().clamp_min(0).sqrt()
-            losses["teach"] = 1 - F.cosine_similarity(self.teach(pooled[of]), target, dim=-1).mean()
+            losses["teach"] = TEACH * (1 - F.cosine_similarity(self.teach(pooled[of]), target, dim=-1).mean())
         return losses
 
 
