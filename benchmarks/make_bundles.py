@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from polysense.data.dataset import Dataset, Item, class_folders, list_files
 from polysense.data.image import IMAGE_ENDINGS, read_image
 from polysense.data.masks import load_masks
 from polysense.data.table import read_table
+from polysense.data.time_series import read_series, read_series_all
 from polysense.pipeline import Pipeline
 from polysense.saving import save
 from polysense.tasks import TASKS
@@ -28,6 +29,7 @@ from polysense.training.evaluate import measure
 from polysense.training.fit import BATCH, Recipe, build_for, calibrate, train_pipeline
 from polysense.training.progress import Progress
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources, open_sources
+from polysense.training.synthetic import synthetic_series
 
 DENSE = {"stride": 16, "size": 400}
 
@@ -157,7 +159,15 @@ def incomes(data: Path, work: Path) -> Sources:
 
 
 def any_series(data: Path, work: Path) -> Sources:
-    return SeriesSources.open(general_series(data, work), None, None, 48, 192, (0.7, 0.15, 0.15))
+    """84 sets, measured on their last parts; beside them M4's hourly and weekly series (train parts), and generated
+    ones, to learn from. Windows may look further ahead than their part goes: many sets are short."""
+    extra = [frame for kind in ("hourly", "weekly")
+             for frame in read_series_all(data / f"timeseries_forecasting/m4_{kind}/train.csv.gz")]  # fmt: skip
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.uniform(np.log(24), np.log(700), 700)).astype(int)
+    extra += [read_series(synthetic_series(rng, length + 96)) for length in lengths]
+    sources = SeriesSources.open(general_series(data, work), None, None, 96, 512, (0.7, 0.15, 0.15))
+    return replace(sources, extra=tuple(extra), least=6, most=12, most_extra=4, head={"local": True, "dropout": 0.3})
 
 
 PLANS: dict[str, Plan] = {
@@ -174,13 +184,15 @@ PLANS: dict[str, Plan] = {
                      "Caltech-101 photographs under a moving camera (clips are generated)", "CC BY 4.0"),
     "furniture": Plan("point-cloud-classification", furniture, "Sweet Home 3D furniture (16 kinds)",
                       "CC0 and CC BY 3.0", tokenizer={"views": 2}, head={"layers": (0, 3)}),
-    "any-series": Plan("forecasting", any_series, "84 public sets of series, 350 variates", "public statistics",
-                       Recipe(epochs=2, settled_lr=0.0, batch_size=48), {"stride": 16}),
+    "any-series": Plan("forecasting", any_series,
+                       "84 public sets of series (350 variates), M4 hourly and weekly (train parts), generated series",
+                       "public statistics; M4: free for research and other use", Recipe(epochs=0, batch_size=32),
+                       {"stride": 16}),
     "activity": Plan("time-series-classification", folder("time-series-classification", "imu/BasicMotions"),
                      "BasicMotions (accelerometer and gyroscope, 4 activities)", "UCR/UEA archive",
                      Recipe(epochs=30, patience=12)),
     "adult": Plan("tabular-classification", incomes,
-                  "UCI Adult", "CC BY 4.0", Recipe(epochs=3, batch_size=256)),
+                  "UCI Adult", "CC BY 4.0"),
     "blood-cells": Plan("object-detection", blood, "BCCD (red cells, white cells, platelets)", "MIT",
                         Recipe(epochs=10, patience=10, settled_lr=0.0, augment=True, batch_size=8), DENSE),
     "scenes": Plan("image-segmentation", scenes, "100 images of COCO 2017, ten coarse classes", "CC BY 4.0",

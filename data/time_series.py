@@ -69,10 +69,11 @@ def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] 
             of steps that are counted (V1, V2 …), dated or nameless is one series a line (`time_series_lines`).
         time: Name of the time column; None finds it: an index or column of datetimes, a column with a usual name, a
             text column that parses as dates.
-        columns: Names of the variates to read, in this order; None reads all numeric ones.
+        columns: Names of the variates to read, in this order; None reads all numeric ones that hold any number.
 
     Raises:
-        InputError: Nothing there to read, no number in it, a named column is absent, or it holds several series.
+        InputError: Nothing there to read, no number in it, a named column is absent or empty, or it holds several
+            series.
     """
     frames = read_series_all(source, time=time, columns=columns)
     if len(frames) != 1:
@@ -209,6 +210,7 @@ def _from_table(name: str, table: pd.DataFrame, time: str | None, columns: Seque
         raise _no_such(name, absent, list(table.columns))
     table = table[names] if names is not None else table
     values, kept = _numbers(name, table, required=names is not None)
+    values, kept = _known(name, values, kept, required=names is not None)
     if column is None:
         return SeriesFrame(values, None, kept, source=name)
     return _with_times(name, column, values, kept)
@@ -268,3 +270,14 @@ def _numbers(name: str, table: pd.DataFrame, required: bool) -> tuple[np.ndarray
         raise InputError(name, f"no series of numbers was found ({held})" if not required else held,
                          "give columns of numbers")  # fmt: skip
     return np.stack(arrays, 1), kept
+
+
+def _known(name: str, values: np.ndarray, names: list[str], required: bool) -> tuple[np.ndarray, list[str]]:
+    """Without columns that hold no number at all, of which nothing can be told; refused where they were asked for."""
+    held = np.isfinite(values).any(0)
+    if required and not held.all():
+        empty = ", ".join(repr(column) for column, any_held in zip(names, held, strict=True) if not any_held)
+        raise InputError(name, f"no value in column {empty} is a number", "fill it, or leave it out")
+    if held.all() or not held.any():
+        return values, names
+    return values[:, held], [column for column, any_held in zip(names, held, strict=True) if any_held]

@@ -1,7 +1,8 @@
 """Forecasting: a window of history -> its next steps, as a mean and quantiles.
 
 Each variate is a sequence of its own (channel independence, Nie et al. 2023, PatchTST), normalised by the tokenizer
-(`loc`, `scale`); the head answers in those normalised units and `decode` turns them back.
+(`loc`, `scale`); the head answers in those normalised units and `decode` turns them back. A window that stands still
+is continued exactly; of one in which nothing is known, nothing is said (NaN).
 
 Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps, q quantiles.
 """
@@ -16,13 +17,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polysense.core.predictions import Prediction, Series
 from polysense.core.types import Features
 from polysense.data.time_series import future_times
 from polysense.heads.base import HEADS, Head, Out
+from polysense.heads.forecast_parts import Mixture, OwnCorrection, told
+from polysense.heads.local_forecasts import local_forecasts
 
 FARTHEST = 30.0  # deviations of a window beyond which a future step is not learnt from
+STILL = 1e-9  # deviation, relative to the largest value, below which a history stands still; as the tokenizer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,14 @@ class ForecastConfig:
     reduce: int = 32  # channels that each token is reduced to before all are flattened
     dropout: float = 0.1  # of the flattened tokens, in training
     variate_scale: tuple[tuple[str, float], ...] = ()  # (name, training std): weights errors as standardised metrics do
+    variate_mean: tuple[tuple[str, float], ...] = ()  # (name, training mean), of the same variates
+    own: int = 0  # rank of a correction that each of those variates has for itself; 0: none
+    local: bool = False  # weigh forecasts of each history by itself, instead of mapping tokens to steps
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quantiles", tuple(self.quantiles))  # JSON gives lists
-        object.__setattr__(self, "variate_scale", tuple((str(n), float(s)) for n, s in self.variate_scale))
+        for name in ("variate_scale", "variate_mean"):
+            object.__setattr__(self, name, tuple((str(n), float(s)) for n, s in getattr(self, name)))
 
 
 @HEADS.register("forecasting")
@@ -48,6 +57,9 @@ class ForecastHead(Head):
 
     The linear map can be solved in closed form (see `training.probe_forecast`). On the encoder's input alone it would
     be a ridge regression on the history, which is hard to beat on short windows (Zeng et al. 2023, DLinear).
+
+    With `local`, which suits series never seen before, the mean is a mixture of closed-form forecasts of the history,
+    weighed by the tokens and by trials on the past (`forecast_parts.Mixture`).
     """
 
     Config = ForecastConfig
@@ -55,6 +67,13 @@ class ForecastHead(Head):
 
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__(config, width)
+        self.horizon = config.horizon  # may be set lower to answer fewer steps
+        self._std, self._mean = dict(config.variate_scale), dict(config.variate_mean)
+        self._numbers = {name: i for i, name in enumerate(self._std)}
+        self.mixture, self.own = None, None
+        if config.local:
+            self.mixture = Mixture(4 * width, config.horizon, config.quantiles, config.dropout)
+            return
         # Without a norm, which would take the patches' amplitudes.
         self.linear = nn.Linear(2 * config.tokens * width, config.horizon)
         self.norm = nn.LayerNorm(width)
@@ -67,44 +86,88 @@ class ForecastHead(Head):
         for layer in (self.linear, maps[-1]):  # start near "the last level goes on"
             nn.init.zeros_(layer.bias)
             layer.weight.data *= 0.1
-        self.horizon = config.horizon  # may be set lower to answer fewer steps
-        self._std = dict(config.variate_scale)
+        if config.own and self._std:
+            self.own = OwnCorrection(2 * config.tokens * width, config.horizon, len(self._std), config.own)
 
-    def flatten(self, features: Features) -> Float[Tensor, "b 2*n*d"]:
+    def both(self, features: Features) -> Float[Tensor, "b n 2*d"]:
         """The tokens before and after the encoder side by side, zeros where there is no history."""
         if features.last.x.shape[1] != self.config.tokens:
             raise ValueError(f"the forecast head takes {self.config.tokens} tokens, got {features.last.x.shape[1]}")
         both = torch.cat([features.hidden[0].x, features.last.x], -1)
-        return both.masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0).flatten(1)
+        return both.masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0)
+
+    def flatten(self, features: Features) -> Float[Tensor, "b f"]:
+        """What the linear parts read: all tokens; for the mixture the newest one and the mean."""
+        both = self.both(features)
+        if self.mixture is None:
+            return both.flatten(1)
+        return torch.cat([both[:, -1], both.sum(1) / features.last.dense_mask().sum(1, keepdim=True)], -1)
 
     def forward(self, features: Features) -> Out:
-        mean = self.linear(self.flatten(features))
+        flat = self.flatten(features)
+        if self.mixture is not None:
+            return self.mixture(flat)
         x = self.reduce(self.norm(features.last.x)).masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0)
         offsets = self.project(x.flatten(1)).view(len(x), self.config.horizon, -1)
+        mean = self.linear(flat)
         # Sorted, so that quantiles never cross.
-        return {"mean": mean, "quantiles": mean.unsqueeze(-1) + offsets.sort(-1).values}
+        out = {"mean": mean, "quantiles": mean.unsqueeze(-1) + offsets.sort(-1).values}
+        return out if self.own is None else {**out, **self.own(flat)}
+
+    def answer(self, out: Out, known: Out) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h q"]]:
+        """Mean and quantiles in the windows' units, from raw outputs and what `known` says of the same sequences."""
+        if self.mixture is not None:
+            return self.mixture.combine(out, known)
+        if self.own is None:
+            return out["mean"], out["quantiles"]
+        more = self.own.combine(out, known)
+        return out["mean"] + more, out["quantiles"] + more.unsqueeze(-1)
+
+    def known(self, meta: Sequence[Mapping[str, Any]]) -> Out:
+        """What the parts must know of each sequence beside its tokens, from its meta: see `forecast_parts`."""
+        if self.mixture is None and self.own is None:
+            return {}
+        loc = np.array([float(about["loc"][0]) for about in meta])
+        scale = np.array([float(about["scale"][0]) for about in meta])
+        histories = [np.asarray(about["history"], np.float64).reshape(-1) for about in meta]
+        if self.mixture is not None:
+            pairs = [local_forecasts(history, self.config.horizon) for history in histories]
+            forecasts = np.stack([forecast for forecast, _ in pairs])
+            wrong = np.stack([told(error / size) for (_, error), size in zip(pairs, scale, strict=True)])
+            return {
+                "forecasts": _float((forecasts - loc[:, None, None]) / scale[:, None, None]),
+                "wrong": _float(wrong),
+            }
+        names = [about["names"][0] for about in meta]
+        own = np.array([[self._mean.get(name, 0.0), self._std.get(name, 0.0)] for name in names])
+        level = np.array([h[np.isfinite(h)].mean() if np.isfinite(h).any() else 0.0 for h in histories])
+        place = np.stack([(level - own[:, 0]) / scale, own[:, 1] / scale], 1).clip(-FARTHEST, FARTHEST)
+        return {"place": _float(place), "variate": torch.tensor([self._numbers.get(name, -1) for name in names])}
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:
-        """Labels: arrays (h,) or (h, 1) of one variate in its own units; NaN where unknown."""
+        """Labels: arrays (h,) or (h, 1) of one variate in its own units; NaN, or cut short, where unknown."""
         loc = torch.tensor([float(about["loc"][0]) for about in meta])
         scale = torch.tensor([float(about["scale"][0]) for about in meta])
         std = torch.tensor([self._std.get(about["names"][0], 0.0) for about in meta])
-        steps = torch.stack([torch.as_tensor(np.asarray(label, np.float32).reshape(-1)) for label in labels])
+        futures = [torch.as_tensor(np.asarray(label, np.float32).reshape(-1)) for label in labels]
+        longest = max(self.config.horizon, *map(len, futures))
+        steps = torch.stack([F.pad(x, (0, longest - len(x)), value=float("nan")) for x in futures])
         # A squared error in the window's units counts (scale / std)² in the metric's; bounded for calm variates.
         weight = torch.where(std > 0, (scale / std.clamp_min(1e-12)) ** 2, torch.ones(())).clamp(0.01, 10.0)
         steps = (steps - loc[:, None]) / scale[:, None]
         # A window that is (nearly) constant tells nothing of its future's size: such steps count as unknown.
-        return {"steps": steps.masked_fill(steps.abs() > FARTHEST, float("nan")), "weight": weight}
+        return {"steps": steps.masked_fill(steps.abs() > FARTHEST, float("nan")), "weight": weight, **self.known(meta)}
 
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
         steps = target["steps"][:, : self.config.horizon]
         known = steps.isfinite()
         weight = target["weight"][:, None] * known
         total = weight.sum().clamp_min(1e-6)
-        error = torch.where(known, steps, 0.0) - out["mean"]
+        mean, quantiles = self.answer(out, target)
+        error = torch.where(known, steps, 0.0) - mean
         squared = (error.square() * weight).sum() / total
         levels = torch.tensor(self.config.quantiles, device=error.device)
-        gap = torch.where(known, steps, 0.0).unsqueeze(-1) - out["quantiles"]
+        gap = torch.where(known, steps, 0.0).unsqueeze(-1) - quantiles
         pinball = (torch.maximum(levels * gap, (levels - 1) * gap).mean(-1) * weight.sqrt() * known).sum() / total
         return {"loss": squared + pinball, "mse": squared.detach(), "pinball": pinball.detach()}
 
@@ -123,17 +186,39 @@ class ForecastHead(Head):
             for variates in samples
         ]  # fmt: skip
 
+    @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         answers: list[Prediction] = []
         h = min(self.horizon, self.config.horizon)
-        for mean, quantiles, about in zip(out["mean"].float(), out["quantiles"].float(), meta, strict=True):
+        for i, about in enumerate(meta):
             c = len(about["names"])
+            history = np.asarray(about["history"], np.float64).reshape(-1, c)
+            alone = [{"names": [about["names"][j]], "loc": about["loc"][j : j + 1], "scale": about["scale"][j : j + 1],
+                      "history": history[:, j]} for j in range(c)]  # fmt: skip
+            raw = {name: x[i, :c].float() for name, x in out.items()}
+            known = {name: x.to(next(self.parameters()).device) for name, x in self.known(alone).items()}
+            steps, bands = self.answer(raw, known)  # (c, h), (c, h, q)
             loc, scale = np.asarray(about["loc"]), np.asarray(about["scale"])
-            levels = quantiles[:c, :h].permute(2, 1, 0).cpu().numpy() * scale + loc  # (q, h, c)
+            mean = steps[:, :h].T.cpu().numpy() * scale + loc
+            levels = bands[:, :h].permute(2, 1, 0).cpu().numpy() * scale + loc  # (q, h, c)
+            for j in range(c):
+                if (level := _standing(history[:, j])) is not None:
+                    mean[:, j], levels[:, :, j] = level, level
             answers.append(Series(
-                mean=mean[:c, :h].T.cpu().numpy() * scale + loc,
-                quantiles=dict(zip(self.config.quantiles, levels, strict=True)),
+                mean=mean, quantiles=dict(zip(self.config.quantiles, levels, strict=True)),
                 times=future_times(about.get("times"), about.get("freq"), h),
                 names=about["names"], history=about["history"], source=about["source"],
             ))  # fmt: skip
         return answers
+
+
+def _standing(history: Float[np.ndarray, " t"]) -> float | None:
+    """The level of a history without any deviation, NaN where nothing of it is known; None for others."""
+    seen = history[np.isfinite(history)]
+    if not len(seen):
+        return float("nan")
+    return float(seen[-1]) if np.ptp(seen) <= STILL * np.abs(seen).max() else None
+
+
+def _float(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.nan_to_num(x).astype(np.float32))

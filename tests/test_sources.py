@@ -1,5 +1,7 @@
 """Opened training data: parts that do not overlap, targets in every form, faults that are named once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +97,24 @@ def test_a_folder_of_series(tmp_path):
     assert len(sources.frames) == 3 and sources.head_options()["variate_scale"] == ()
     examples = sources.examples(tokenizer("time_series", context=8), "test")
     assert len(examples) == 3 * (12 - 4 + 1)
+
+
+def test_partly_known_futures_and_further_series(tmp_path):
+    for number in range(2):
+        pd.DataFrame({"v": np.arange(60.0)}).to_csv(tmp_path / f"{number}.csv", index=False)
+    plain = open_sources(TASKS["forecasting"], tmp_path, horizon=10, context=8, borders=(0.5, 0.25, 0.25))
+    further = read_series(1000 + np.arange(40.0))
+    sources = replace(plain, least=4, extra=(further,), most=5, most_extra=3)
+    front = tokenizer("time_series", context=8)
+    found = {split: sources.examples(front, split) for split in PARTS}
+    futures = {split: [examples.whole(i)[1][:, 0] for i in range(len(examples))] for split, examples in found.items()}
+    assert [len(f) for f in futures.values()] == [2 * 5 + 3, 2 * 4, 2 * 4]
+    for split, last in (("train", 30), ("val", 45), ("test", 60)):
+        own = [f for f in futures[split] if f[0] < 1000]
+        assert {len(f) for f in own} > {10} and min(map(len, own)) >= 4  # cut at the part's end, never beyond it
+        assert max(f[-1] for f in own) == last - 1
+    assert max(f[-1] for f in futures["train"]) > 1030  # a further series is for learning, all of it
+    assert all(f[0] < 1000 for split in ("val", "test") for f in futures[split])
 
 
 def items(counts):

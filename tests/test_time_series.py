@@ -88,7 +88,9 @@ def test_headerless_tables(separator: str, tmp_path: Path) -> None:
 
 def test_columns_are_found_named_and_left_out() -> None:
     data = table().assign(place="north", flag=True, code="7", empty=np.nan)
-    assert read_series(data).names == ["load", "price", "flag", "code", "empty"]
+    assert read_series(data).names == ["load", "price", "flag", "code"]  # of an empty column nothing can be told
+    with pytest.raises(InputError, match="no value in column 'empty' is a number"):
+        read_series(data, columns=["load", "empty"])
     assert read_series(data, columns=["price", "load"]).names == ["price", "load"]
     assert np.allclose(read_series(data, columns=["price"]).values[:, 0], data["price"])
     other = data.rename(columns={"date": "whenever"})

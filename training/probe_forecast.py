@@ -13,6 +13,8 @@ from torch import Tensor
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
 from polysense.training.examples import Examples, Subset
+from polysense.training.probe_mixture import probe_mixture
+from polysense.training.probe_own import probe_own
 
 STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)  # of the ridge, relative to the mean variance of an input
 MOST_WINDOWS = 20_000  # windows that the regression reads
@@ -22,9 +24,14 @@ MOST_NUMBERS = 100_000_000  # inputs of all rows that are held in memory at a ti
 
 @torch.inference_mode()
 def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -> None:
-    """Solves for `head.linear`, keeping the ridge of least weighted squared error on validation windows."""
+    """Solves for `head.linear`, keeping the ridge of least weighted squared error on validation windows.
+
+    A mixture of local forecasts is learnt instead, where the head is one; each variate's own correction follows.
+    """
     head = pipeline.head
     assert isinstance(head, ForecastHead)
+    if head.mixture is not None:
+        return probe_mixture(pipeline, train, val, batch_size)
     inputs = head.linear.in_features
     fitting = max(MOST_NUMBERS // (inputs * len(train.whole(0)[0])), 64)  # windows that memory holds
     checks = list(_rows(pipeline, Subset.even(val, min(1000, fitting)), batch_size))
@@ -45,6 +52,8 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
         0.01
     )  # offsets start as those of the errors, the same for all windows
     _spread_quantiles(head, checks, kept)
+    if head.own is not None:
+        probe_own(pipeline, train, val, batch_size)
 
 
 def _from_moments(gram: Tensor, cross: Tensor) -> Iterator[Tensor]:

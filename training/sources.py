@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_WINDOWS = 100  # of each series where there are several
+OWN_RANK, MOST_OWN = 64, 64  # rank of each variate's own correction, and most variates that get one
 MOST_CELLS = 100_000  # of a table whose columns are tokens of their own: the encoder's time grows with their number
 
 
@@ -253,6 +254,11 @@ class SeriesSources:
     context: int
     borders: tuple[float, ...]
     options: dict[str, Any]
+    extra: tuple[SeriesFrame, ...] = ()  # further series, all of which is for learning
+    least: int | None = None  # steps of a window's future that must be in its part; None: the whole horizon
+    most: int = MOST_WINDOWS  # windows of each series and part where there are several series
+    most_extra: int = MOST_WINDOWS  # and of each further one
+    head: dict[str, Any] = field(default_factory=dict)  # what the head is told beside
 
     @classmethod
     def open(
@@ -287,40 +293,56 @@ class SeriesSources:
     def with_validation(self, share: float, seed: int) -> SeriesSources:
         return self
 
-    def _ends(self, frame: SeriesFrame, split: str) -> range:
-        """Rows at which windows of a part end: their whole horizon lies in the part."""
+    def _part(self, frame: SeriesFrame, split: str) -> tuple[SeriesFrame, range]:
+        """The series up to the end of a part, and rows at which the part's windows end.
+
+        A window's whole horizon lies in the part, or `least` of its steps: the rest is unknown then.
+        """
         length = len(frame.values)
         sizes = [round(b * length) if b <= 1 else int(b) for b in self.borders]
         first = {"train": 0, "val": sizes[0], "test": sizes[0] + sizes[1]}[split]
         last = min(first + sizes[("train", "val", "test").index(split)], length)
-        if split == "train":
-            first = min(self.context, max(last - self.horizon, 1))
-        ends = range(max(first, 1), last - self.horizon + 1)
-        # Of many series none may drown the others.
-        return ends[:: max(1, len(ends) // MOST_WINDOWS)] if len(self.frames) > 1 else ends
+        return self._cut(frame, None if split == "train" else first, last, self.most)
+
+    def _cut(self, frame: SeriesFrame, first: int | None, last: int, most: int) -> tuple[SeriesFrame, range]:
+        future = self.horizon if self.least is None else min(self.least, self.horizon)
+        if first is None:  # a short series gives short histories rather than nothing
+            first = min(self.context, max(last - future if self.least is None else last // 3, 1))
+        ends = range(max(first, 1), last - future + 1)
+        if len(self.frames) + len(self.extra) > 1:  # of many series none may drown the others
+            ends = ends[:: max(1, math.ceil(len(ends) / most))]
+        times = None if frame.times is None else frame.times[:last]
+        return replace(frame, values=frame.values[:last], times=times), ends
 
     def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> WindowExamples:
-        ends = [self._ends(frame, split) for frame in self.frames]
-        if not any(len(rows) for rows in ends):
+        parts = [self._part(frame, split) for frame in self.frames]
+        if split == "train":
+            parts += [self._cut(frame, None, len(frame.values), self.most_extra) for frame in self.extra]
+        if not any(len(rows) for _, rows in parts):
             longest = max(len(frame.values) for frame in self.frames)
             raise InputError(self.frames[0].source, f"no window of {self.horizon} steps fits into its {split} part",
                              f"ask for a shorter horizon; the longest series has {longest} rows")  # fmt: skip
-        return WindowExamples(self.frames, ends, cast(Any, tokenizer), self.horizon)
+        frames, ends = zip(*parts, strict=True)
+        return WindowExamples(frames, ends, cast(Any, tokenizer), self.horizon)
 
     def head_options(self) -> dict[str, Any]:
-        """Horizon, and each variate's deviation in the train part (of the first series that has the name)."""
+        """Horizon, and each variate's deviation and mean in the train part, where there is one series."""
         scales: dict[str, float] = {}
+        means: dict[str, float] = {}
         for frame in self.frames:
             length = len(frame.values)
             size = round(self.borders[0] * length) if self.borders[0] <= 1 else int(self.borders[0])
-            with np.errstate(invalid="ignore"):
-                std = np.nanstd(frame.values[:size], axis=0)
-            for name, value in zip(frame.names, std.tolist(), strict=True):
-                scales.setdefault(name, value)
+            known = frame.values[:size]
+            for name, column in zip(frame.names, known.T, strict=True):
+                column = column[np.isfinite(column)]
+                scales.setdefault(name, float(column.std()) if len(column) else 0.0)
+                means.setdefault(name, float(column.mean()) if len(column) else 0.0)
         # A variate that stands still while training counts in its own units.
         full = tuple((name, value if value > 0 else 1.0) for name, value in scales.items())
-        known = full if len(self.frames) == 1 else ()
-        return {"horizon": self.horizon, "variate_scale": known}
+        options = {"horizon": self.horizon, "variate_scale": full if len(self.frames) == 1 else (), **self.head}
+        if len(self.frames) == 1 and len(full) <= MOST_OWN:
+            options |= {"variate_mean": tuple(means.items()), "own": OWN_RANK}
+        return options
 
     def tokenizer_options(self) -> dict[str, Any]:
         patch = int(np.clip(2 ** round(math.log2(max(self.context, 8) / 6)), 2, 16))
