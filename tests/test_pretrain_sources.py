@@ -17,7 +17,7 @@ from polysense.data.image import read_image
 from polysense.training import pretrain_containers
 from polysense.training.pretrain_config import DataPlan
 from polysense.training.pretrain_containers import ParquetSource
-from polysense.training.pretrain_sources import braces, open_source
+from polysense.training.pretrain_sources import braces, open_series, open_source
 
 
 def png(value: int) -> bytes:
@@ -138,3 +138,16 @@ def test_nothing_readable(folder: Path) -> None:
         open_source(DataPlan("pics"), "audio", folder)
     with pytest.raises(InputError, match="no such file or folder"):
         open_source(DataPlan("nowhere"), "image", folder)
+
+
+def test_series_of_a_folder_beside_its_notes(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for name, steps in (("long.csv", 30), ("short.csv", 5), ("long_TEST.csv", 30)):
+        pd.DataFrame({"a": np.arange(steps) * 1.5}).to_csv(tmp_path / "s" / name, index=False)
+    (tmp_path / "s" / "SOURCE.txt").write_text("From somewhere.\nUnder a licence.\n")
+    frames, left_out = open_series(DataPlan("s"), tmp_path, None, None, 10)
+    assert [len(frame.values) for frame in frames] == [30] and left_out == 1
+    with pytest.raises(InputError, match=r"SOURCE\.txt"):
+        open_series(DataPlan("s/SOURCE.txt"), tmp_path, None, None, 10)
+    with pytest.raises(InputError, match="at least 40 steps"):
+        open_series(DataPlan("s"), tmp_path, None, None, 40)

@@ -45,10 +45,15 @@ class SetUsed:
     plan: DataPlan
     count: int  # inputs; 0 where they are generated
     classes: int  # whose labels enter
+    left_out: int = 0  # files that hold no input
 
     def line(self) -> str:
         what = "generated" if not self.count else f"{self.count:,} inputs"
-        return f"{self.modality}: {self.plan.path}, {what}" + (f", {self.classes} classes" if self.classes else "")
+        return (
+            f"{self.modality}: {self.plan.path}, {what}"
+            + (f", {self.classes} classes" if self.classes else "")
+            + (f"; {self.left_out} files without any left out" if self.left_out else "")
+        )
 
 
 def write_card(

@@ -26,7 +26,7 @@ from polysense.training.pretrain_config import STEMS, SYNTHETIC, EncoderPlan, Ru
 from polysense.training.pretrain_draws import SenseDraws, SeriesDraws, shares
 from polysense.training.pretrain_generic import DrawnStream, SenseStream, reading_copy
 from polysense.training.pretrain_optim import Suggestion, step_law
-from polysense.training.pretrain_sources import expand, open_source
+from polysense.training.pretrain_sources import expand, open_series, open_source
 from polysense.training.pretrain_tables import Table, TableDraws, TablesStream
 from polysense.training.pretrain_teachers import PictureTeacher, SoundTeacher
 
@@ -190,10 +190,6 @@ def _sense(plan: StreamPlan, run: Run) -> DrawnStream:
 
 
 def _series(plan: StreamPlan, run: Run) -> DrawnStream:
-    from polysense.data.dataset import list_files
-    from polysense.data.layouts import split_of
-    from polysense.data.time_series import SERIES_ENDINGS, read_series_all
-
     tokenizer, _, saved = _tokenizer(plan, run.encoder, run.origins, context=256, center="last")
     config: Any = tokenizer.config
     if config.form not in ("patch", "conv"):
@@ -208,17 +204,10 @@ def _series(plan: StreamPlan, run: Run) -> DrawnStream:
             sizes.append(0)
             run.sets.append(SetUsed(plan.modality, one, 0, 0))
             continue
-        files = [file for path in expand(one.path, run.plan.folder)
-                 for file in (list_files(path, SERIES_ENDINGS) if path.is_dir() else [path])]  # fmt: skip
-        files = [file for file in files if split_of(file.stem) in ("", "train")]
-        frames = [frame for file in files for frame in read_series_all(file, time=config.time, columns=config.columns)]
-        long = [frame for frame in frames if len(frame.values) >= 8 + plan.horizon]
-        if not long:
-            raise InputError(one.path, f"no series of at least {8 + plan.horizon} steps was found",
-                             f"give files ({', '.join(SERIES_ENDINGS)}), or a smaller horizon")  # fmt: skip
+        long, left_out = open_series(one, run.plan.folder, config.time, config.columns, 8 + plan.horizon)
         sets.append(long)
         sizes.append(sum(frame.values.size for frame in long))
-        run.sets.append(SetUsed(plan.modality, one, len(long), 0))
+        run.sets.append(SetUsed(plan.modality, one, len(long), 0, left_out))
     sizes = [size or max([*sizes, 1]) for size in sizes]  # generated series count as the largest set does
     draws = SeriesDraws(reading_copy(tokenizer), sets, shares(sizes, [one.share for one in plan.data], plan.balance),
                         plan.batch, plan.horizon, plan.augment)  # fmt: skip

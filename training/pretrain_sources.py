@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polysense.core.errors import InputError
 from polysense.data.dataset import class_folders, list_files
@@ -17,6 +18,9 @@ from polysense.data.layouts import split_of, split_of_path
 from polysense.training.data import TABLES, endings, listed_files
 from polysense.training.pretrain_config import DataPlan
 from polysense.training.pretrain_containers import ListSource, ParquetSource, Source, TarSource
+
+if TYPE_CHECKING:
+    from polysense.data.time_series import SeriesFrame
 
 
 def open_source(plan: DataPlan, modality: str, folder: Path) -> Source:
@@ -69,6 +73,36 @@ def _folder(root: Path, modality: str, plan: DataPlan) -> Source:
     return ListSource(
         plan.path, [path for path in files if split_of_path(path.relative_to(root).parts[:-1]) in ("", "train")]
     )
+
+
+def open_series(
+    plan: DataPlan, folder: Path, time: str | None, columns: Sequence[str] | None, steps: int
+) -> tuple[list[SeriesFrame], int]:
+    """The series of an entry that have at least so many steps, and how many files of its folders hold none.
+
+    Folders of series hold notes too, whose endings are those of series; a file that is named outright must be one.
+
+    Raises:
+        InputError: Nothing is there, a named file cannot be read, or no series is long enough.
+    """
+    from polysense.data.time_series import SERIES_ENDINGS, read_series_all
+
+    frames: list[SeriesFrame] = []
+    left_out = 0
+    for path in expand(plan.path, folder):
+        inside = list_files(path, SERIES_ENDINGS) if path.is_dir() else [path]
+        for file in _training(inside, path if path.is_dir() else None):
+            try:
+                frames += read_series_all(file, time=time, columns=columns)
+            except InputError:
+                if not path.is_dir():
+                    raise
+                left_out += 1
+    long = [frame for frame in frames if len(frame.values) >= steps]
+    if not long:
+        fix = f"give files ({', '.join(SERIES_ENDINGS)}), or a smaller horizon"
+        raise InputError(plan.path, f"no series of at least {steps} steps was found", fix)
+    return long, left_out
 
 
 def _listed(path: Path, modality: str, plan: DataPlan) -> Source:
