@@ -5,8 +5,12 @@ steps, batches and start, and its own best learning rate (and threshold) of a fe
 that none of them trains on; the table then shows other 256. About two minutes on one core.
 
 Zhang et al. (2020, "Why are adaptive methods good for attention models?") clip each coordinate of the gradient because
-its noise is heavy-tailed; the last columns show that noise here: the kurtosis of one weight matrix's gradient noise
-(3 for a normal distribution) and how far coordinates differ in scale.
+its noise is heavy-tailed. The first line shows that noise at the start: its kurtosis in one weight matrix (3 for a
+normal distribution) and how far its coordinates differ in scale.
+
+Measured (200 steps, three seeds): AdamW .864 ± .002, SGD with clipped coordinates .858 ± .005, SGD with a clipped norm
+.920 ± .014, SGD .937 ± .008. The noise is not heavy-tailed here (2.7), its scales differ 79-fold: what helps is that
+coordinates are treated apart. The best threshold was the smallest tried, at which nearly all are clipped (sign descent).
 """
 
 from __future__ import annotations
