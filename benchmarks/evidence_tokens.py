@@ -43,6 +43,7 @@ class Part:
 
     batches: list[Tokens]
     owner: Int[Tensor, " s"]  # example of each sequence
+    place: Int[np.ndarray, " e"]  # where each example stands in its data set: examples are kept in a random order
     y: Float[Tensor, "s k"]  # one-hot classes, standardised numbers, or the future in the window's units
     weight: Float[Tensor, " s"]  # in the loss
     truth: Float[np.ndarray, "s h"]  # the future in its own units; empty but for forecasts
@@ -139,7 +140,7 @@ def cached(pipeline: Pipeline, examples: Examples, std: Mapping[str, float]) -> 
         if forecasts:
             truth.append(np.stack([answer for _, answer in sequences]))
             scales += [(about["loc"][0], about["scale"][0], std.get(about["names"][0], 1.0)) for about in batch["meta"]]
-    return Part(batches, torch.tensor(owner), torch.cat(ys), torch.cat(weights),
+    return Part(batches, torch.tensor(owner), order, torch.cat(ys), torch.cat(weights),
                 np.concatenate(truth) if truth else np.empty(0), np.array(scales))  # fmt: skip
 
 
@@ -167,28 +168,50 @@ def merged(values: Float[Tensor, "s k"], owner: Int[Tensor, " s"]) -> Float[Tens
 
 
 def solve(task: Task, x: Float[Tensor, "s f"], rows: Int[Tensor, " r"]) -> nn.Linear:
-    """The linear head of least squares on standardised features of some train sequences.
+    """The linear head of least squares on some train sequences; its ridge is as strong as cross-validation finds best.
 
-    The ridge's strength is chosen by leave-one-out cross-validation, in closed form. An example of several sequences
-    counts once, by their mean, except where each has an answer of its own (variates of a forecast).
+    Pooled features are standardised; an example of several sequences counts once, by their mean; the strength is that
+    of the least leave-one-out error. Forecasts read plain tokens, whose amplitudes count, and neighbouring windows tell
+    of each other: their folds are five stretches of the data set.
     """
     from sklearn.linear_model import RidgeCV
 
     part = task.train
-    x, y, weight = x[rows], part.y[rows], part.weight[rows]
-    if task.kind in ("classification", "regression"):
-        owner = part.owner[rows]
+    x, y, weight, owner = x[rows], part.y[rows], part.weight[rows], part.owner[rows]
+    forecasts = task.kind in ("mse", "smape")
+    if not forecasts:
         x, y, weight = merged(x, owner), merged(y, owner), merged(weight[:, None], owner)[:, 0]
-    known = y.isfinite().all(1)
-    x, y, weight = x[known], y[known], weight[known]
+    else:
+        known = y.isfinite().all(1)
+        x, y, weight, owner = x[known], y[known], weight[known], owner[known]
     mean, std = x.mean(0), x.std(0).clamp_min(1e-4)
-    ridge = RidgeCV(STRENGTHS).fit(((x - mean) / std).numpy(), y.numpy(), sample_weight=weight.numpy())
-    slope = torch.from_numpy(np.atleast_2d(ridge.coef_)).float() / std
+    z = (x - mean) / (std.square().mean().sqrt() if forecasts else std)
+    basis = principal(z) if forecasts else torch.eye(z.shape[1])
+    folds = stretches(part.place[owner.numpy()]) if forecasts else None
+    ridge = RidgeCV(STRENGTHS, cv=folds, scoring="neg_mean_squared_error" if forecasts else None)
+    ridge.fit((z @ basis).double().numpy(), y.double().numpy(), sample_weight=weight.double().numpy())
+    slope = torch.from_numpy(np.atleast_2d(ridge.coef_)).float() @ basis.T
+    slope = slope / (std.square().mean().sqrt() if forecasts else std)
     linear = nn.Linear(x.shape[1], y.shape[1])
     with torch.no_grad():
         linear.weight.copy_(slope)
         linear.bias.copy_(torch.from_numpy(np.atleast_1d(ridge.intercept_)).float() - slope @ mean)
     return linear
+
+
+def principal(z: Float[Tensor, "r f"]) -> Float[Tensor, "f p"]:
+    """Directions that hold all that the rows hold: a ridge on them is the same, and small where rows are few."""
+    if len(z) >= z.shape[1]:
+        return torch.eye(z.shape[1])
+    values, vectors = torch.linalg.eigh((z @ z.T).double())
+    kept = values > 1e-6 * values[-1]
+    return (z.T.double() @ vectors[:, kept] / values[kept].sqrt()).float()
+
+
+def stretches(place: Int[np.ndarray, " r"], count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds (train rows, held-out rows): contiguous stretches of places."""
+    fold = (place - place.min()) * count // (place.max() - place.min() + 1)
+    return [((fold != k).nonzero()[0], (fold == k).nonzero()[0]) for k in range(count) if (fold == k).any()]
 
 
 def score(task: Task, out: Float[Tensor, "s k"], part: Part) -> float:

@@ -128,7 +128,7 @@ def task_of(kind: str, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor) ->
     from evidence_tokens import Part, Task
 
     tokens = [Tokens(part, None, torch.zeros(*part.shape[:2], 1)) for part in x.split(8)]
-    part = Part(tokens, owner, y, torch.ones(len(y)), np.empty(0), np.empty((0, 3)))
+    part = Part(tokens, owner, np.arange(int(owner.max()) + 1), y, torch.ones(len(y)), np.empty(0), np.empty((0, 3)))
     return Task(part, part, Pool(x.shape[2], ("mean",)), (), kind)
 
 
@@ -168,6 +168,20 @@ def test_forecasts_are_scored_in_their_own_units() -> None:
     assert score(task, torch.tensor([[3.0, 0.0]]), task.test) == pytest.approx(1.0)  # 16 for 12, deviation 4
     task.kind = "smape"
     assert score(task, torch.tensor([[3.0, 0.0]]), task.test) == pytest.approx(200 * 4 / 28)
+
+
+def test_a_forecast_of_more_inputs_than_windows_is_the_plain_ridge() -> None:
+    from evidence_tokens import STRENGTHS, principal, stretches
+    from sklearn.linear_model import Ridge
+
+    z = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    y = z[:, :3].numpy()
+    basis = principal(z)
+    turned = Ridge(STRENGTHS[2]).fit((z @ basis).numpy(), y)
+    assert np.allclose(Ridge(STRENGTHS[2]).fit(z.numpy(), y).coef_, turned.coef_ @ basis.T.numpy(), atol=1e-4)
+    folds = stretches(np.random.default_rng(0).permutation(20))
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(20))
+    assert all(len(taught) == 16 for taught, _ in folds)
 
 
 def test_tuning_lowers_the_loss_and_leaves_the_frozen_encoder_alone() -> None:
