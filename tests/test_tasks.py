@@ -22,7 +22,7 @@ FORMS = [
     *(("video", {"form": form, "size": 64}) for form in VIDEO_FORMS),
     *(("audio", {"form": form}) for form in LAYOUTS),
     *(("point_cloud", {"form": form}) for form in ("groups", "meta")),
-    *(("time_series", {"form": form}) for form in ("patch", "conv")),
+    *(("time_series", {"form": form}) for form in ("patch", "conv", "kernels")),
     ("time_series", {"channels": 2, "levels": True}),
     *(("tabular", {"tokens": tokens}) for tokens in ("columns", "row")),
 ]

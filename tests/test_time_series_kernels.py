@@ -45,7 +45,7 @@ def tokens_of(one: TimeSeriesTokenizer, frames: list[SeriesFrame]) -> torch.Tens
 
 
 def test_kernels_are_those_of_the_paper() -> None:
-    base = LocalKernels(1, 8, 80, 84, 1).base
+    base = LocalKernels(1, 8, 4, 80, 84, 1).base
     assert base.shape == (KERNELS, 9) and KERNELS == 84 and not base.sum(1).any()
     places = {tuple((row == 2).nonzero().flatten().tolist()) for row in base}
     assert places == set(itertools.combinations(range(9), 3))
@@ -87,6 +87,15 @@ def test_biases_are_quantiles_of_the_training_series() -> None:
     weights = segment_weights(batch["steps"], batch["values"].shape[1], 12)
     shares = one.stem.features(batch["values"], weights)[..., : one.stem.shares].mean((0, 1))  # type: ignore[operator]
     assert abs(float(shares.mean()) - 0.5) < 0.05 and float(shares.std()) > 0.2
+
+
+def test_the_mean_token_knows_when_something_was() -> None:
+    """Averaged over tokens, the course is each segment's mean in its own row."""
+    kernels = LocalKernels(1, 8, 4, 40, 84, 1)
+    weights = segment_weights(torch.tensor([8]), 8, 4)
+    rising = torch.arange(8.0)[None, :, None]
+    means = kernels.features(rising, weights)[0, :, kernels.shares : kernels.shares + 4].mean(0)
+    assert torch.allclose(means, torch.tensor([0.5, 2.5, 4.5, 6.5]))
 
 
 def test_the_mean_token_keeps_what_training_series_differ_in() -> None:

@@ -29,9 +29,8 @@ KERNELS = math.comb(TAPS, HIGH)
 RAMP = 0.05  # of a kernel's deviation over which a step goes from "below the bias" to "above"
 FEWEST = 0.05  # deviation of a feature among the training series below which it is not enlarged further
 BIAS_SERIES = 32  # training series whose responses the biases are quantiles of
-SUMMARY = 3  # further features of a variate: see `summary`
 SIZE = 1.0  # root mean square of a dimension of the mean tokens, over the training series
-SUMMARY_SHARE = 0.25  # of these features' variance, relative to that of the shares
+SUMMARY_SHARE = 0.3  # variance of what `summary` gives, relative to that of the shares
 
 
 def dilations_of(steps: int, most: int) -> tuple[int, ...]:
@@ -62,12 +61,13 @@ class LocalKernels(nn.Module):
     Args:
         channels: Variates read together; each kernel reads a random choice of them, as MiniRocket's does.
         width: Of a token.
+        segments: Tokens of a series.
         span: Steps of a typical series: the longest kernel reaches over so many.
         features: Shares to compute, about; rounded up to whole biases of each kernel and dilation.
         dilations: Distances between taps, at most.
     """
 
-    def __init__(self, channels: int, width: int, span: int, features: int, dilations: int) -> None:
+    def __init__(self, channels: int, width: int, segments: int, span: int, features: int, dilations: int) -> None:
         super().__init__()
         self.dilations = dilations_of(span, dilations)
         self.biases = math.ceil(features / (KERNELS * len(self.dilations)))
@@ -82,7 +82,7 @@ class LocalKernels(nn.Module):
         self.register_buffer("bias", levels * deviation[..., None])  # (dilations, k, q)
         self.register_buffer("deviation", deviation)  # of each kernel's responses, (dilations, k)
         self.shares = self.bias.numel()
-        self.project = nn.Linear(self.shares + SUMMARY * channels, width)
+        self.project = nn.Linear(self.shares + (segments + 2) * channels, width)
 
     base: Tensor
     reads: Tensor
@@ -153,12 +153,17 @@ class LocalKernels(nn.Module):
 
 
 def summary(values: Float[Tensor, "b t c"], averaging: Float[Tensor, "b t n"]) -> Float[Tensor, "b m n"]:
-    """What zero-sum kernels cannot see: mean, deviation and mean absolute change of each variate in each segment."""
+    """What shares of zero-sum kernels do not tell: each variate's mean, deviation and mean absolute change by segment.
+
+    The means stand in a row for each place in the series, zero in all other segments, so that the projection knows
+    where a mean was, and the mean over tokens still holds the whole course: a day's load curve differs by its hours.
+    """
     x = values.transpose(1, 2)
     mean = x @ averaging
     std = ((x.square() @ averaging) - mean.square()).clamp_min(0).add(1e-6).sqrt()
     change = F.pad(x, (1, 0)).diff(dim=-1).abs() @ averaging  # a series begins from zero, padded or not
-    return torch.cat([mean, std, change], 1)
+    course = torch.diag_embed(mean).flatten(1, 2) * averaging.shape[2]  # (b, c·n, n)
+    return torch.cat([course, std, change], 1)
 
 
 def quantile_levels(dilations: int, biases: int) -> Float[Tensor, "dilations k q"]:

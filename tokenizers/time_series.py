@@ -80,7 +80,7 @@ class TimeSeriesTokenizer(Tokenizer):
             self.stem = nn.Conv1d(channels, width, 3, padding=1, padding_mode="circular")
         elif kernels:
             span = config.span or config.context
-            self.stem = LocalKernels(channels, width, span, config.features, config.dilations)
+            self.stem = LocalKernels(channels, width, config.segments, span, config.features, config.dilations)
             self.position = CoordinateEmbedding(1, width)
         else:
             self.stem = nn.Linear(2 * self.patch * channels, width)
