@@ -27,6 +27,7 @@ from polysense.saving import save
 from polysense.tasks import TASKS
 from polysense.training.evaluate import measure
 from polysense.training.fit import BATCH, Recipe, build_for, calibrate, train_pipeline
+from polysense.training.grow_trees import regrow
 from polysense.training.progress import Progress
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources, open_sources
 from polysense.training.synthetic import synthetic_series
@@ -212,6 +213,7 @@ def make(name: str, data: Path, work: Path) -> None:
     validation = sources.examples(pipeline.tokenizer, "val")
     train_pipeline(pipeline, learning, validation, recipe, Progress())
     calibrate(pipeline, validation, size)
+    regrow(pipeline, learning, validation, 0)
     pipeline.name = name
     ship(pipeline, plan, name, measure(round_half(pipeline), sources.examples(pipeline.tokenizer, measured), 32),
          f"{plan.data}, {measured} part")  # fmt: skip

@@ -10,7 +10,8 @@ from polysense.tasks import TASKS
 from polysense.tokenizers.tabular import TabularConfig, TabularTokenizer
 from polysense.tokenizers.tabular_trees import MISSING, TreeToken, as_bits
 from polysense.training import grow_trees
-from polysense.training.grow_trees import Goal, boost, fold_numbers, goals_of, grow, loss, read_trees, to_token
+from polysense.training.examples import TableExamples
+from polysense.training.grow_trees import Goal, boost, fold_numbers, goals_of, grow, loss, read_trees, regrow, to_token
 from polysense.training.sources import TableSources
 
 
@@ -124,6 +125,22 @@ def test_where_no_trees_grow():
     assert not grown("multilabel", table().assign(tags="p"))[2]  # a label that all rows have
 
 
+def test_trees_grow_again_on_further_rows():
+    pipeline, learning, _ = grown("classification")
+    tokenizer = pipeline.tokenizer
+    further = TableExamples(table().iloc[:40], learning.targets[:40], tokenizer)
+    batch, old = tokenizer.collate(further.samples), tokenizer.trees
+    state = torch.random.get_rng_state()
+    assert regrow(pipeline, learning, further, 0) and torch.equal(torch.random.get_rng_state(), state)
+    new = tokenizer.trees
+    assert new is not old and torch.equal(new.weight, old.weight) and torch.equal(new.mean, old.mean)
+    x = tokenizer.tree_inputs(batch)
+    assert not torch.equal(new.margins(x), old.margins(x)) and tokenizer.config.forest == new.shape
+    other = TableExamples(table().iloc[:40], ["a"] * 40, tokenizer)
+    pipeline.tokenizer.trees = None
+    assert not regrow(pipeline, learning, other, 0)
+
+
 def test_a_class_of_one_row_is_in_every_fold():
     goal = Goal(np.array([0] * 30 + [1] * 20 + [2]), 3)
     fold = fold_numbers(goal, 5, 0)
@@ -131,7 +148,7 @@ def test_a_class_of_one_row_is_in_every_fold():
     frame = table()
     frame.loc[7, "sort"] = "rare"
     pipeline, learning, done = grown("classification", frame)
-    assert done and goals_of(pipeline, learning)[0].classes == 4
+    assert done and goals_of(pipeline, learning.targets)[0].classes == 4
 
 
 def test_loss_is_the_log_loss():

@@ -27,7 +27,7 @@ from polysense.tasks import TASKS
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
-from polysense.training.grow_trees import grow
+from polysense.training.grow_trees import grow, regrow
 from polysense.training.probe import can_probe, pooled_features, probe
 from polysense.training.probe_forecast import probe_forecast
 from polysense.training.progress import Progress
@@ -154,6 +154,7 @@ def fit(
     pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
                       "epochs": run, **(about or {})}  # fmt: skip
+    regrow(pipeline, learning, validation, seed)
     path = pipeline.save_pretrained(out)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run, path)
 

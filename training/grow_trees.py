@@ -9,6 +9,7 @@ Shape legend: n rows, f inputs, r rounds, m margins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ FEWEST_ROWS, FEWEST_ROUNDS = 50, 20  # below these no trees are grown
 MOST_ROUNDS = 150
 MOST_TREES = 6000  # of all folds and margins together: what a bundle stores
 RATE = 0.1  # of boosting at `MOST_ROUNDS`; fewer rounds take larger steps
+ROWS_AT_ONCE = 8192  # that run through the trees together: bounds the memory
 FEATURES = 0.4  # share of the inputs that a split may choose from: trees that differ average better
 
 
@@ -49,28 +51,62 @@ def grow(pipeline: Pipeline, learning: Examples, seed: int) -> bool:
     tokenizer = pipeline.tokenizer
     if not (isinstance(tokenizer, TabularTokenizer) and tokenizer.config.boost and isinstance(learning, TableExamples)):
         return False
-    goals = goals_of(pipeline, learning)
+    forest = forest_of(pipeline, [learning], seed)
+    if forest is None:
+        return False
+    token, margins = forest
+    token.mean.copy_(margins.mean(0))
+    token.std.copy_(margins.std(0, correction=0).clamp_min(1e-3))
+    tokenizer.plant(token.to(pipeline.device))
+    pairs = zip(learning.samples, margins, strict=True)
+    learning.samples = [replace(sample, data={**sample.data, "margins": row}) for sample, row in pairs]
+    return True
+
+
+def regrow(pipeline: Pipeline, learning: Examples, validation: Examples, seed: int) -> bool:
+    """Grows the trees again, now on the validation rows too; head and token stay. False where there are no trees.
+
+    To be called at the very end: what is measured on the validation part afterwards is too good.
+    """
+    tokenizer = pipeline.tokenizer
+    if not (isinstance(tokenizer, TabularTokenizer) and tokenizer.trees is not None):
+        return False
+    assert isinstance(learning, TableExamples) and isinstance(validation, TableExamples)
+    old = tokenizer.trees
+    with torch.random.fork_rng(devices=[]):
+        forest = forest_of(pipeline, [learning, validation], seed)
+    if forest is None or forest[0].shape[2] != old.shape[2]:  # a class that the training part lacked: the head, too
+        return False
+    token = forest[0].to(pipeline.device)
+    own = {name: value for name, value in old.state_dict().items() if name in ("mean", "std", "weight", "bias")}
+    token.load_state_dict(token.state_dict() | own)
+    tokenizer.plant(token)
+    return True
+
+
+def forest_of(
+    pipeline: Pipeline, parts: Sequence[TableExamples], seed: int
+) -> tuple[TreeToken, Float[Tensor, "n m"]] | None:
+    """Trees grown on all rows of the parts, and each row's margins by the trees that never saw it."""
+    tokenizer = pipeline.tokenizer
+    assert isinstance(tokenizer, TabularTokenizer)
+    goals = goals_of(pipeline, [target for part in parts for target in part.targets])
+    x = torch.cat([tokenizer.tree_inputs(tokenizer.collate(part.samples)) for part in parts]).nan_to_num(nan=MISSING)
     count = sum(goal.margins for goal in goals)
     folds = 8 if count <= 3 else 5
     rounds = min(MOST_ROUNDS, MOST_TREES // max(folds * count, 1))
-    if len(learning) < FEWEST_ROWS or rounds < FEWEST_ROUNDS or any(goal.classes == 1 for goal in goals):
-        return False
-    x = tokenizer.tree_inputs(tokenizer.collate(learning.samples)).nan_to_num(nan=MISSING)
+    if len(x) < FEWEST_ROWS or rounds < FEWEST_ROUNDS or any(goal.classes == 1 for goal in goals):
+        return None
     grown = [grow_folds(x, goal, fold_numbers(goal, folds, seed), rounds, seed) for goal in goals]
     longest = max(trees.shape[1] for trees, _, _ in grown)
     nodes = np.concatenate([lengthened(trees, longest) for trees, _, _ in grown], 2)  # (folds, r, m, nodes)
     margins = np.concatenate([oof for _, oof, _ in grown], 1).astype(np.float32)
     token = to_token(nodes, np.concatenate([base for _, _, base in grown]), pipeline.encoder.config.width)
-    token.mean.copy_(torch.from_numpy(margins.mean(0)))
-    token.std.copy_(torch.from_numpy(margins.std(0).clip(1e-3)))
-    tokenizer.plant(token.to(pipeline.device))
-    pairs = zip(learning.samples, torch.from_numpy(margins), strict=True)
-    learning.samples = [replace(sample, data={**sample.data, "margins": row}) for sample, row in pairs]
-    return True
+    return token, torch.from_numpy(margins)
 
 
-def goals_of(pipeline: Pipeline, learning: TableExamples) -> list[Goal]:
-    target: dict[str, Tensor] = pipeline.head.targets(learning.targets, [sample.meta for sample in learning.samples])
+def goals_of(pipeline: Pipeline, targets: Sequence[Any]) -> list[Goal]:
+    target: dict[str, Tensor] = pipeline.head.targets(targets, [{}] * len(targets))
     if pipeline.task.kind == "regression":
         return [Goal(column.astype(np.float64), 0) for column in target["values"].numpy().T]
     labels = target["labels"].numpy()
@@ -100,7 +136,8 @@ def grow_folds(
         trees, base = read_trees(boost(x.numpy(), goal, fold != number, rounds, seed + number))
         held = (fold == number) | ((fold == -1) & (number == 0))
         token = to_token(trees[None], base, 1)
-        steps = token.leaves(x[torch.from_numpy(held)]).unflatten(1, (rounds, goal.margins)).cumsum(1)
+        leaves = torch.cat([token.leaves(rows) for rows in x[torch.from_numpy(held)].split(ROWS_AT_ONCE)])
+        steps = leaves.unflatten(1, (rounds, goal.margins)).cumsum(1)
         paths[held] = (steps + token.base).numpy()
         forests.append(trees)
         bases.append(base)
