@@ -12,7 +12,8 @@ import torch
 from polysense.core.errors import InputError
 from polysense.data.time_series import SeriesFrame, calendar_features, future_times, read_series
 from polysense.tokenizers.base import TOKENIZERS
-from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer, normalise
+from polysense.tokenizers.series_scale import normalise
+from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 
 CONFIGS = {
     "patch": {}, "patch, fixed": {"fixed_context": True}, "patch, levels": {"levels": True, "center": "last"},
