@@ -24,9 +24,9 @@ from polysense.tokenizers.tabular_trees import DEPTH, LEAVES, MISSING, TreeToken
 from polysense.training.examples import Examples, TableExamples
 
 FEWEST_ROWS, FEWEST_ROUNDS = 50, 20  # below these no trees are grown
-MOST_ROUNDS = 150
+MOST_ROUNDS = 400
 MOST_TREES = 6000  # of all folds and margins together: what a bundle stores
-RATE = 0.1  # of boosting at `MOST_ROUNDS`; fewer rounds take larger steps
+RATE, USUAL_ROUNDS = 0.1, 100  # learning rate of boosting; fewer rounds than this take larger steps, up to .3
 ROWS_AT_ONCE = 8192  # that run through the trees together: bounds the memory
 FEATURES = 0.4  # share of the inputs that a split may choose from: trees that differ average better
 
@@ -151,7 +151,7 @@ def boost(x: Float[np.ndarray, "n f"], goal: Goal, rows: np.ndarray, rounds: int
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind: Any = HistGradientBoostingClassifier if goal.classes else HistGradientBoostingRegressor
-    model = kind(max_iter=rounds, learning_rate=min(0.3, RATE * MOST_ROUNDS / rounds), max_leaf_nodes=LEAVES,
+    model = kind(max_iter=rounds, learning_rate=RATE * min(max(USUAL_ROUNDS / rounds, 1), 3), max_leaf_nodes=LEAVES,
                  max_depth=DEPTH, max_features=FEATURES, min_samples_leaf=10 if len(x) < 5000 else 20,
                  l2_regularization=1.0, early_stopping=False, random_state=seed)  # fmt: skip
     return model.fit(x[rows], goal.target[rows])
