@@ -38,9 +38,9 @@ def images(cache: Path) -> PictureStream:
     def views(name: str) -> list[Path]:
         return [path for path in (cache / f"{name}.safetensors", cache / f"{name}_b.safetensors") if path.is_file()]
 
-    sets = [PictureSet("cifar", views("cifar"), 0.5, True, held_out=3000),
-            PictureSet("tiny", views("tiny"), 0.25, True, held_out=900),
-            PictureSet("plain", views("plain"), 0.2, False),
+    sets = [PictureSet("cifar", views("cifar"), 0.42, True, held_out=3000),
+            PictureSet("tiny", views("tiny"), 0.2, True, held_out=900),
+            PictureSet("plain", views("plain"), 0.33, False),
             PictureSet("xray", views("xray"), 0.05, True)]  # fmt: skip
     return PictureStream("image", tokenizer, 128, sets, 0.3)
 

@@ -25,6 +25,7 @@ from polysense.tokenizers.image_grid import cell_centres
 from polysense.training.pretrain_cache import EARLY
 from polysense.training.pretrain_streams import Stream, rebuilt
 
+TEACH = 3.0  # weight of the teacher's loss: classes alone wear away what they do not name
 TUNED = 0.25  # share of batches whose gradient reaches the late blocks
 
 
@@ -121,7 +122,7 @@ class PictureStream(Stream):
                                for draw, (_, other) in zip(draws, mixes, strict=True)])  # fmt: skip
             target = torch.cat([draw.teacher for draw in draws])[whole].clamp_min(0).sqrt()
             away = (1 - F.cosine_similarity(self.teach(pooled[whole]), target, dim=-1)).sum() / max(len(target), 1)
-            losses["teach"] = losses.get("teach", 0) + share * away
+            losses["teach"] = losses.get("teach", 0) + TEACH * share * away
             start = 0
             for one, draw, (_, other) in zip(group, draws, mixes, strict=True):
                 part = pooled[start : start + len(draw.maps)]

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from polysense.backbone.encoder import Encoder
 from polysense.core.types import Sample, Tokens
+from polysense.heads.pool import masked_statistic
 from polysense.tokenizers.base import Tokenizer
 
+BANDS = 4  # tokens of one time step of the YAMNet stem
 MASKED = 0.4  # share of tokens that are hidden and reconstructed
 
 
@@ -99,13 +101,14 @@ class FrontStream(Stream):
     std: Tensor
 
     def loss(self, encoder: Encoder, rng: np.random.Generator) -> dict[str, Tensor]:
-        fronts, teachers, labels, scores = [], [], {}, {}
+        fronts, teachers, real, labels, scores = [], [], [], {}, {}
         start = 0
         for key, cache in self.caches.items():
             count = round(self.batch_size * self.shares[key])
             rows = torch.from_numpy(rng.integers(len(cache["tokens"]), size=count))
             fronts.append(cache["tokens"][rows].float())
             teachers.append(cache["teacher"][rows].float())
+            real.append(self._real(cache, rows))
             if key in self.classify:
                 labels[key] = (slice(start, start + count), cache["label"][rows])
             if self.tag is not None and "scores" in cache:
@@ -113,10 +116,11 @@ class FrontStream(Stream):
             start += count
         front, teacher = torch.cat(fronts), torch.cat(teachers)
         position = self.tokenizer.position(self.pos[None])
-        tokens = Tokens(self.tokenizer.project(front) + position, None, self.pos.expand(len(front), -1, -1))
+        pos = self.pos.expand(len(front), -1, -1)
+        tokens = Tokens(self.tokenizer.project(front) + position, torch.cat(real), pos)
         shown, hidden = self.hide_some(tokens, rng, position)
         last = encoder(shown).last.x
-        pooled = last.mean(1)
+        pooled = masked_statistic(tokens.replace(last), "mean")
         losses = {"teach": 1 - F.cosine_similarity(self.teach(pooled), teacher.clamp_min(0).sqrt(), dim=-1).mean()}
         losses["rebuild"] = rebuilt(self.decode(last), (front - self.mean) / self.std, hidden)
         for key, (part, label) in labels.items():
@@ -126,6 +130,15 @@ class FrontStream(Stream):
             error = F.binary_cross_entropy_with_logits(self.tag(pooled[part]), score, reduction="none")
             losses[f"{key} tags"] = 0.03 * error.sum(-1).mean()
         return losses
+
+
+    def _real(self, cache: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Which tokens (rows, n) are of sound and not of the silence behind it, where a cache tells its frames."""
+        cells = self.pos.shape[0]
+        if "frames" not in cache:
+            return torch.ones(len(rows), cells, dtype=torch.bool)
+        first = torch.arange(cells) // BANDS * self.tokenizer.stem.stride
+        return first < cache["frames"][rows, None].clamp_min(1)
 
 
 def _principal_axes(project: nn.Linear, sample: Float[Tensor, "k c"]) -> None:
