@@ -27,6 +27,7 @@ from polysense.heads.forecast_parts import Mixture, OwnCorrection, told
 from polysense.heads.local_forecasts import local_forecasts
 
 FARTHEST = 30.0  # deviations of a window beyond which a future step is not learnt from
+HIDDEN = 128  # units of the network that weighs local forecasts
 STILL = 1e-9  # deviation, relative to the largest value, below which a history stands still; as the tokenizer's
 
 
@@ -37,7 +38,7 @@ class ForecastConfig:
     horizon: int = 96  # steps it is trained for; fewer may be asked for
     tokens: int = 12  # tokens of a window; the tokenizer must emit exactly this many
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)  # levels, ascending
-    hidden: int = 0  # rank of the map from tokens to the forecast; 0: full
+    hidden: int = 0  # rank of the map from tokens to the quantiles, 0: full; with `local` units of its network, 0: 128
     reduce: int = 32  # channels that each token is reduced to before all are flattened
     dropout: float = 0.1  # of the flattened tokens, in training
     variate_scale: tuple[tuple[str, float], ...] = ()  # (name, training std): weights errors as standardised metrics do
@@ -72,7 +73,7 @@ class ForecastHead(Head):
         self._numbers = {name: i for i, name in enumerate(self._std)}
         self.mixture, self.own = None, None
         if config.local:
-            self.mixture = Mixture(4 * width, config.horizon, config.quantiles, config.dropout)
+            self.mixture = Mixture(4 * width, config.horizon, config.quantiles, config.hidden or HIDDEN, config.dropout)
             return
         # Without a norm, which would take the patches' amplitudes.
         self.linear = nn.Linear(2 * config.tokens * width, config.horizon)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polysense.heads.base import Out
 from polysense.heads.local_forecasts import GROUPS, METHODS, group_ends
@@ -26,43 +27,42 @@ WORSE = 1.2  # errors grow by so much from a group of steps that could be tried 
 class Mixture(nn.Module):
     """Weighs the local forecasts of a history: the tokens say which methods suit it, trials how each one did.
 
-    Weights are a softmax over methods (Montero-Manso et al. 2020, FFORMA) of what is learnt from the tokens and from
-    the pattern of errors in trials, less a learnt power of the method's own error; they differ between groups of steps
-    and pass smoothly from one to the next.
+    Weights are a softmax over methods (Montero-Manso et al. 2020, FFORMA) of what a small network makes of the tokens
+    and of the pattern of errors in trials, less a learnt power of the method's own error. They differ between groups of
+    steps and pass smoothly from one to the next.
     """
 
-    def __init__(self, inputs: int, horizon: int, levels: Sequence[float], dropout: float) -> None:
+    def __init__(self, inputs: int, horizon: int, levels: Sequence[float], hidden: int, dropout: float) -> None:
         super().__init__()
-        k, g, q = len(METHODS), len(GROUPS), len(levels)
-        self.norm, self.drop = nn.LayerNorm(inputs), nn.Dropout(dropout)
-        self.prefer, self.bands = nn.Linear(inputs, k * g), nn.Linear(inputs, g * q)
-        self.trials = nn.Linear(k * g, k * g, bias=False)
-        self.trust = nn.Parameter(torch.full((g,), 2.0))
-        for layer in (self.prefer, self.bands, self.trials):  # starts as trials alone would weigh
-            nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.prefer.bias)
-        start = torch.special.ndtri(torch.tensor(levels))
-        self.bands.bias.data.copy_(start.repeat(g))
+        self.k, self.g, q = len(METHODS), len(GROUPS), len(levels)
+        self.norm, self.trials_norm = nn.LayerNorm(inputs), nn.LayerNorm(self.k * self.g)
+        self.tokens, self.trials = nn.Linear(inputs, hidden), nn.Linear(self.k * self.g, hidden)
+        self.drop, self.say = nn.Dropout(dropout), nn.Linear(hidden, self.g * (self.k + q))
+        self.trust = nn.Parameter(torch.full((self.g,), 2.0))
+        nn.init.zeros_(self.say.weight)  # starts as trials alone would weigh, with normal quantiles
+        start = torch.cat([torch.zeros(self.k), torch.special.ndtri(torch.tensor(levels))])
+        self.say.bias.data.copy_(start.repeat(self.g))
         self.register_buffer("steps", torch.from_numpy(_passing(horizon)), persistent=False)  # (g, h)
         self.steps: Tensor
 
     def forward(self, x: Float[Tensor, "b f"]) -> Out:
-        x = self.drop(self.norm(x))
-        return {"prefer": self.prefer(x).view(len(x), -1, len(GROUPS)),
-                "bands": self.bands(x).view(len(x), len(GROUPS), -1)}  # fmt: skip
+        return {"told": self.tokens(self.drop(self.norm(x)))}
 
     def combine(self, out: Out, known: Out) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h q"]]:
         """Mean and quantiles in the window's units."""
         forecasts, wrong = known["forecasts"], known["wrong"]
         error = (wrong + LEAST).log()
-        profile = (error - error.mean((1, 2), keepdim=True)).flatten(1)  # which methods fail tells what the series is
-        logits = out["prefer"] - self.trust * error + self.trials(profile).view_as(error)
+        # Which methods fail tells what the series is, whatever its noise.
+        pattern = (error - error.mean((1, 2), keepdim=True)).flatten(1)
+        both = F.gelu(out["told"] + self.trials(self.trials_norm(pattern)))
+        said = self.say(self.drop(both)).view(len(both), self.g, -1)
+        logits = said[..., : self.k].transpose(1, 2) - self.trust * error  # (b, k, g)
         weight = (logits @ self.steps).softmax(1)  # (b, k, h)
         mean = (weight * forecasts).sum(1)
         # How wrong such a mixture was, and how far the methods are apart.
         width = (logits.softmax(1) * wrong).sum(1) @ self.steps
         width = width + 0.5 * (weight * (forecasts - mean.unsqueeze(1)).abs()).sum(1)
-        bands = (self.steps.T @ out["bands"]).sort(-1).values  # sorted, so that quantiles never cross
+        bands = (self.steps.T @ said[..., self.k :]).sort(-1).values  # sorted, so that quantiles never cross
         return mean, mean.unsqueeze(-1) + width.unsqueeze(-1) * bands
 
 

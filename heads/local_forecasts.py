@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.signal import lfilter
 
-METHODS = ("last", "drift", "mean", "season", "profile", "long season", "long profile", "theta", "autoregression",
-           "autoregression of changes")  # fmt: skip
+METHODS = ("last", "drift", "mean", "season", "profile", "long season", "long profile", "usual season",
+           "usual long season", "theta", "autoregression", "autoregression of changes",
+           "autoregression about the season", "autoregression about the long season")  # fmt: skip
 SEASONS = 6  # last seasons that a profile averages
 LAGS = 30  # of the autoregressions, beside those of the seasons
 PENALTY = (0.005, 0.03)  # of the autoregressions of values and of changes, relative to the variance of all their rows
@@ -77,9 +78,13 @@ def forecast_all(y: Float[np.ndarray, " t"], horizon: int) -> Float[np.ndarray, 
         repeat_profile(y, short, horizon),
         repeat_season(y, long, horizon),
         repeat_profile(y, long, horizon),
+        usual_season(y, short, horizon),
+        usual_season(y, long, horizon),
         theta(y, long, horizon),
         autoregression(y, short, long, horizon, PENALTY[0]),
         y[-1] + autoregression(np.diff(y), short, long, horizon, PENALTY[1]).cumsum(),
+        about_the_season(y, short, horizon),
+        about_the_season(y, long, horizon),
     ])  # fmt: skip
     # An autoregression may explode; nothing goes further beyond the past than the past is wide, but for a trend.
     width, low, high = np.ptp(y), y.min(), y.max()
@@ -127,6 +132,19 @@ def repeat_profile(y: Float[np.ndarray, " t"], m: int, horizon: int) -> Float[np
     seasons = y[-count * m :].reshape(count, m)
     level = seasons.mean(1, keepdims=True)
     return np.resize((seasons - level).mean(0) + level[-1], horizon)
+
+
+def usual_season(y: Float[np.ndarray, " t"], m: int, horizon: int) -> Float[np.ndarray, " h"]:
+    """The mean of all seasons at their own levels: for what returns to its usual course."""
+    phases = (np.arange(len(y)) - len(y)) % m  # 0 is the first step of the future
+    return np.resize(np.bincount(phases, y, m) / np.bincount(phases, minlength=m), horizon)
+
+
+def about_the_season(y: Float[np.ndarray, " t"], m: int, horizon: int) -> Float[np.ndarray, " h"]:
+    """The usual season, and an autoregression of what differs from it."""
+    course = usual_season(y, m, m)
+    past = course[(np.arange(len(y)) - len(y)) % m]
+    return np.resize(course, horizon) + autoregression(y - past, 1, 1, horizon, PENALTY[0])
 
 
 def theta(y: Float[np.ndarray, " t"], m: int, horizon: int) -> Float[np.ndarray, " h"]:

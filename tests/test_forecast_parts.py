@@ -49,7 +49,7 @@ def test_seasons_are_found_and_continued(period: int) -> None:
     series = np.resize(wave, 12 * period) + 0.01 * np.random.default_rng(0).normal(size=12 * period)
     assert find_seasons(series)[0] == period
     answers = by_name(series)
-    for method in ("season", "profile", "long season", "theta"):
+    for method in ("season", "profile", "long season", "usual season", "theta", "autoregression about the season"):
         assert np.abs(answers[method] - np.resize(wave, HORIZON)).max() < 0.2, method
 
 

@@ -83,5 +83,5 @@ def test_mixture_learns_which_methods_suit(tmp_path):
     probe_forecast(pipeline, *parts[:2], 64)
     after = measure(pipeline, parts[2])
     assert after["pinball"] < before["pinball"] and after["mae"] < before["mae"]
-    assert pipeline.head.mixture.prefer.weight.abs().max() > 0  # tokens take part
+    assert pipeline.head.mixture.say.weight.abs().max() > 0  # tokens take part
     assert 0.6 < after["coverage"] < 0.95

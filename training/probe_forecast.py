@@ -16,7 +16,7 @@ from polysense.training.examples import Examples, Subset
 from polysense.training.probe_mixture import probe_mixture
 from polysense.training.probe_own import probe_own
 
-STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)  # of the ridge, relative to the mean variance of an input
+STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the ridge, relative to an input's mean variance
 MOST_WINDOWS = 20_000  # windows that the regression reads
 MOST_INPUTS = 8192  # widest input whose moments (f x f doubles) are kept; wider ones are solved row by row
 MOST_NUMBERS = 100_000_000  # inputs of all rows that are held in memory at a time

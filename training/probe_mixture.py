@@ -18,7 +18,7 @@ from polysense.pipeline import Pipeline, to_device
 from polysense.training.examples import Examples, Subset
 
 MOST = 20_000  # windows that are learnt from; each costs some ten milliseconds for its trials
-EPOCHS, BATCH, LR, DECAY = 8, 256, 3e-3, 0.1
+EPOCHS, BATCH, LR, DECAY = 10, 256, 3e-3, 0.1
 FAINT = 0.1  # deviations of a window, added to the error in trials before a window's loss is divided by it
 
 
