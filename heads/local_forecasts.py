@@ -86,8 +86,8 @@ def forecast_all(y: Float[np.ndarray, " t"], horizon: int) -> Float[np.ndarray, 
         about_the_season(y, short, horizon),
         about_the_season(y, long, horizon),
     ])  # fmt: skip
-    # An autoregression may explode; nothing goes further beyond the past than the past is wide, but for a trend.
-    width, low, high = np.ptp(y), y.min(), y.max()
+    # An autoregression may explode; nothing goes further than the past is wide, or than a line through it would.
+    width, low, high = np.ptp(y) * max(1.0, horizon / max(len(y) - 1, 1)), y.min(), y.max()
     return np.clip(out, low - width, high + width)
 
 
