@@ -47,6 +47,7 @@ class Plan:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     default: bool = True  # what `load(task)` takes
+    go_on: bool = False  # begin with the shipped bundle's head and projection, made for the encoder before this one
 
 
 def folder(task: str, path: str, **options: Any) -> Callable[[Path, Path], Sources]:
@@ -197,9 +198,9 @@ PLANS: dict[str, Plan] = {
     "adult": Plan("tabular-classification", incomes,
                   "UCI Adult", "CC BY 4.0"),
     "blood-cells": Plan("object-detection", blood, "BCCD (red cells, white cells, platelets)", "MIT",
-                        Recipe(epochs=10, patience=10, settled_lr=0.0, augment=True, batch_size=8), DENSE),
+                        Recipe(epochs=4, patience=10, settled_lr=0.0, augment=True, batch_size=8), DENSE, go_on=True),
     "scenes": Plan("image-segmentation", scenes, "100 images of COCO 2017, ten coarse classes", "CC BY 4.0",
-                   Recipe(epochs=12, patience=12, settled_lr=0.0, augment=True, batch_size=8), DENSE),
+                   Recipe(epochs=5, patience=12, settled_lr=0.0, augment=True, batch_size=8), DENSE, go_on=True),
 }  # fmt: skip
 
 
@@ -209,6 +210,8 @@ def make(name: str, data: Path, work: Path) -> None:
     measured = "test" if "test" in sources.splits() else "val"
     sources = sources.with_validation(0.15, 0)
     pipeline = build_for(plan.task, sources, "embedded", plan.tokenizer, plan.head, 0)
+    if plan.go_on:
+        begin_with_shipped(pipeline, name)
     recipe = plan.recipe
     size = recipe.batch_size if recipe.epochs else BATCH.get(pipeline.modality, 64)
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment)
@@ -219,6 +222,16 @@ def make(name: str, data: Path, work: Path) -> None:
     pipeline.name = name
     ship(pipeline, plan, name, measure(round_half(pipeline), sources.examples(pipeline.tokenizer, measured), 32),
          f"{plan.data}, {measured} part")  # fmt: skip
+
+
+def begin_with_shipped(pipeline: Pipeline, name: str) -> None:
+    """Copies what a dense head learnt on the encoder before: a few epochs then fit it to this one."""
+    from safetensors.torch import load_file
+
+    old = load_file(embedded_folder_in_checkout() / "bundles" / name / "model.safetensors")
+    for part, module in (("head.", pipeline.head), ("tokenizer.", pipeline.tokenizer)):
+        kept = {key.removeprefix(part): value.float() for key, value in old.items() if key.startswith(part)}
+        module.load_state_dict({key: value for key, value in kept.items() if not key.startswith("stem.")}, strict=False)
 
 
 def round_half(pipeline: Pipeline) -> Pipeline:

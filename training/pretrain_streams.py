@@ -131,7 +131,6 @@ class FrontStream(Stream):
             losses[f"{key} tags"] = 0.03 * error.sum(-1).mean()
         return losses
 
-
     def _real(self, cache: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Which tokens (rows, n) are of sound and not of the silence behind it, where a cache tells its frames."""
         cells = self.pos.shape[0]
