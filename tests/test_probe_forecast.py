@@ -8,7 +8,8 @@ import torch
 
 from polysense.tasks import TASKS
 from polysense.training.evaluate import measure
-from polysense.training.probe_forecast import _from_moments, _from_rows, probe_forecast
+from polysense.training.probe_forecast import probe_forecast
+from polysense.training.ridge import from_moments, from_rows, refit
 from polysense.training.sources import open_sources
 
 
@@ -18,12 +19,16 @@ def test_rows_and_moments_agree() -> None:
     y = torch.randn(30, 4, generator=rng)
     weight = torch.rand(30, 1, generator=rng).expand(-1, 4)
     scaled = x.double() * weight[:, :1].double()
-    by_moments = list(_from_moments(scaled.T @ x.double(), scaled.T @ y.double()))
-    by_rows = list(_from_rows(x.split(8), y.split(8), weight.split(8)))
+    by_moments = list(from_moments(scaled.T @ x.double(), scaled.T @ y.double()))
+    by_rows = list(from_rows(x.split(8), y.split(8), weight.split(8)))
     assert len(by_rows) == len(by_moments)
     for one, other in zip(by_moments, by_rows, strict=True):
         torch.testing.assert_close(other.double(), one, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(by_rows[0], by_rows[-1], atol=1e-3)
+    for count in (30, 10):  # more inputs than rows, and fewer
+        few = torch.cat([x[:, :count], torch.ones(30, 1)], 1)
+        expected = next(from_moments(*((few * weight[:, :1]).double().T @ m.double() for m in (few, y)), [0.5]))
+        torch.testing.assert_close(refit(x[:, :count], y, weight[:, 0], 0.5).double(), expected, atol=1e-4, rtol=1e-3)
 
 
 def pipeline_for(sources, **options):

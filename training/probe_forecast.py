@@ -5,7 +5,7 @@ Shape legend: b sequences, n sequences of all windows, f flattened input, h step
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from polysense.pipeline import Pipeline, to_device
 from polysense.training.examples import Examples, Subset
 from polysense.training.probe_mixture import probe_mixture
 from polysense.training.probe_own import probe_own
+from polysense.training.ridge import STRENGTHS, from_moments, from_rows
 
-STRENGTHS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the ridge, relative to an input's mean variance
 MOST_WINDOWS = 20_000  # windows that the regression reads
 MOST_INPUTS = 8192  # widest input whose moments (f x f doubles) are kept; wider ones are solved row by row
 MOST_NUMBERS = 100_000_000  # inputs of all rows that are held in memory at a time
@@ -36,14 +36,14 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     fitting = max(MOST_NUMBERS // (inputs * len(train.whole(0)[0])), 64)  # windows that memory holds
     checks = list(_rows(pipeline, Subset.even(val, min(1000, fitting)), batch_size))
     if inputs <= MOST_INPUTS:
-        solutions = _from_moments(*_moments(pipeline, Subset.even(train, MOST_WINDOWS), batch_size))
+        solutions = from_moments(*_moments(pipeline, Subset.even(train, MOST_WINDOWS), batch_size))
     else:
-        solutions = _from_rows(*zip(*_rows(pipeline, Subset.even(train, min(MOST_WINDOWS, fitting)), batch_size)))
-    best, kept = float("inf"), None
-    for solution in solutions:
+        solutions = from_rows(*zip(*_rows(pipeline, Subset.even(train, min(MOST_WINDOWS, fitting)), batch_size)))
+    best, kept, chosen = float("inf"), None, 0.0
+    for strength, solution in zip(STRENGTHS, solutions, strict=True):
         error = sum(float((((x @ solution.float()) - y).square() * w).sum()) for x, y, w in checks)
         if error < best:
-            best, kept = error, solution.float()
+            best, kept, chosen = error, solution.float(), strength
     assert kept is not None
     head.linear.weight.copy_(kept[:-1].T)
     head.linear.bias.copy_(kept[-1])
@@ -53,32 +53,7 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     )  # offsets start as those of the errors, the same for all windows
     _spread_quantiles(head, checks, kept)
     if head.own is not None:
-        probe_own(pipeline, train, val, batch_size)
-
-
-def _from_moments(gram: Tensor, cross: Tensor) -> Iterator[Tensor]:
-    """The solution (f + 1, h) of each strength, from what `_moments` gives."""
-    ridge = gram.diagonal()[:-1].mean()
-    for strength in STRENGTHS:
-        penalty = torch.full_like(gram.diagonal(), float(strength * ridge))
-        penalty[-1] = 0  # the intercept is free
-        yield torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty.diag()))
-
-
-def _from_rows(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The same from the rows themselves, by the dual problem: n x n instead of f x f numbers."""
-    x, y, weight = torch.cat(list(xs))[:, :-1], torch.cat(list(ys)), torch.cat(list(weights)).mean(1, keepdim=True)
-    ridge = float((x.square() * weight).sum(0).mean())
-    # Centring takes the intercept, which is free, out of the problem.
-    share = weight / weight.sum()
-    x_mean, y_mean = (x * share).sum(0), (y * share).sum(0)
-    x, y = (x - x_mean) * weight.sqrt(), (y - y_mean) * weight.sqrt()
-    kernel = (x @ x.T).double()
-    for strength in STRENGTHS:
-        penalty = torch.full_like(kernel.diagonal(), strength * ridge)
-        dual = torch.cholesky_solve(y.double(), torch.linalg.cholesky(kernel + penalty.diag()))  # (n, h)
-        slope = x.T @ dual.float()
-        yield torch.cat([slope, (y_mean - x_mean @ slope)[None]])
+        probe_own(pipeline, train, val, batch_size, chosen)
 
 
 def _rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

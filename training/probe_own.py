@@ -19,6 +19,7 @@ from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline
 from polysense.training.examples import Examples, Subset
 from polysense.training.probe_mixture import forecast_rows
+from polysense.training.ridge import refit
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the penalty, for inputs as a history of HUNDRED steps gives
 HUNDRED = 100.0
@@ -31,8 +32,16 @@ Rows = dict[str, Tensor]
 
 
 @torch.no_grad()
-def probe_own(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -> None:
-    """Solves for `head.own` on what `head.linear` leaves over; stays without it where no strength helps."""
+def probe_own(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int, shared: float) -> None:
+    """Solves for `head.own` on what `head.linear` leaves over; stays without it where no strength helps.
+
+    Args:
+        pipeline: With the shared map solved for.
+        train, val: Windows in order of time.
+        batch_size: Of the encoder.
+        shared: Strength of the shared ridge. Trials solve for it again from past blocks alone: what it leaves over of
+            rows that it has seen is not what it leaves over of the future.
+    """
     head = pipeline.head
     assert isinstance(head, ForecastHead) and head.own is not None
     variates = len(train.whole(0)[0])
@@ -44,27 +53,35 @@ def probe_own(pipeline: Pipeline, train: Examples, val: Examples, batch_size: in
     _, _, axes = torch.pca_lowrank(scaled, q=rank, center=False)
     head.own.basis.weight.zero_()
     head.own.basis.weight[:rank] = axes.T
-    rows, checks = _reduced(head, rows), _reduced(head, checks)
     parts = [*_blocks(rows, variates), checks]
-    trials = [(parts[:i], parts[i]) for i in range(BLOCKS // 2, BLOCKS + 1)]
+    trials = [_trial(head, _joined(parts[:i]), parts[i], shared) for i in range(BLOCKS // 2, BLOCKS + 1)]
     best, chosen = 1.0, None
     for strength in STRENGTHS:
-        ratios = torch.tensor([_ratio(_solve(_joined(past), strength, len(head.own.weight)), future)
-                               for past, future in trials])  # fmt: skip
+        ratios = torch.tensor([_ratio(_solve(past, strength, len(head.own.weight)), future) for past, future in trials])
         # A gain in one season alone is luck as likely as not.
         mean = float(ratios.mean() + ratios.std() / len(ratios) ** 0.5)
         if mean < best:
             best, chosen = mean, strength
     if chosen is not None:
-        head.own.weight.copy_(_solve(rows, chosen, len(head.own.weight)))
+        solved = torch.cat([head.linear.weight.T, head.linear.bias[None]])
+        head.own.weight.copy_(_solve(_reduced(head, rows, solved), chosen, len(head.own.weight)))
     pipeline.settled |= {"head.own.weight", "head.own.basis.weight"}
 
 
-def _reduced(head: ForecastHead, rows: Rows) -> Rows:
-    """Inputs of the correction, and what is left for it: the errors of the shared map, zero where unknown."""
+def _trial(head: ForecastHead, past: Rows, future: Rows, shared: float) -> tuple[Rows, Rows]:
+    solution = refit(past["x"], _known(head, past), past["weight"], shared)
+    return _reduced(head, past, solution), _reduced(head, future, solution)
+
+
+def _known(head: ForecastHead, rows: Rows) -> Tensor:
+    return rows["steps"][:, : head.config.horizon].nan_to_num(0.0)
+
+
+def _reduced(head: ForecastHead, rows: Rows, shared: Float[Tensor, "f1 h"]) -> Rows:
+    """Inputs of the correction, and what a shared map leaves over."""
     assert head.own is not None
-    left = (rows["steps"][:, : head.config.horizon] - head.linear(rows["x"])).nan_to_num(0.0)
     x = torch.cat([head.own.basis(rows["x"]), rows["place"]], 1)
+    left = _known(head, rows) - (rows["x"] @ shared[:-1] + shared[-1])
     return {"x": x, "left": left, "weight": rows["weight"], "variate": rows["variate"]}
 
 
