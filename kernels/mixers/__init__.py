@@ -1,0 +1,1 @@
+"""Token mixers of one interface, for blocks in place of attention."""

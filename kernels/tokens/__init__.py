@@ -1,0 +1,1 @@
+"""Operators on tokens: patchify and merging."""
