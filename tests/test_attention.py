@@ -48,5 +48,5 @@ def test_wrong_shapes_types_and_backends_are_refused():
         attention(q, k[:2], v, mask=mask)
     with pytest.raises(ValueError, match="mask must be bool"):
         attention(q, k, v, mask=mask.float())
-    with pytest.raises(ValueError, match="unknown attention backend 'flash9'"):
+    with pytest.raises(ValueError, match="unknown softmax attention backend 'flash9'"):
         attention(q, k, v, backend="flash9")

@@ -1,22 +1,30 @@
-"""Softmax attention by torch's fused `scaled_dot_product_attention`."""
+"""Softmax attention of the padded layout by torch's fused `scaled_dot_product_attention`."""
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from polysense.kernels.attention.call import Call, visible
 
-def attention(
-    q: Float[Tensor, "b h n d"],
-    k: Float[Tensor, "b h m d"],
-    v: Float[Tensor, "b h m e"],
-    mask: Bool[Tensor, "b m"] | None,
-    scale: float,
-) -> Float[Tensor, "b h n e"]:
-    """See `api.attention`. Without a mask the fused kernels run; with one, torch picks the memory-efficient path."""
-    if mask is None:
-        return scaled_dot_product_attention(q, k, v, scale=scale)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], scale=scale)
-    # A sequence without a real key would be NaN or an average of padding, depending on the kernel.
-    return out.masked_fill(~mask.any(-1)[:, None, None, None], 0.0)
+
+def softmax(call: Call) -> Float[Tensor, "b h n e"]:
+    """Without mask, bias and window the fused kernels run; with them torch picks the memory-efficient path."""
+    q, k, v = call.q, call.k, call.v
+    if call.mask is None and call.bias is None and call.window is None:
+        return scaled_dot_product_attention(q, k, v, is_causal=call.causal, scale=call.scale)
+    seen = visible(call)
+    shown = seen
+    if call.bias is not None:
+        shown = call.bias if seen is None else call.bias.masked_fill(~seen, float("-inf"))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=shown, scale=call.scale)
+    if call.mask is None:  # a query then sees itself at least
+        return out
+    # A query without a visible key would be NaN or an average of padding, depending on the kernel.
+    assert seen is not None
+    return out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+
+
+def refuses(call: Call) -> str:
+    return "" if call.lengths is None else "it takes the padded layout; use packed, or leave lengths out"
