@@ -16,7 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polysense.kernels.attention import auto, reference, sdpa
+from polysense.kernels.attention import (
+    auto,
+    blocked,
+    chunked,
+    flash,
+    flex,
+    packed,
+    reference,
+    sdpa,
+)
 from polysense.kernels.attention.call import Call, make_call
 
 Run = Callable[[Call], Tensor]
@@ -25,7 +34,12 @@ Refuses = Callable[[Call], str]
 _TABLE: dict[tuple[str, str], tuple[Run, Refuses]] = {
     ("softmax", "reference"): (reference.softmax, reference.refuses),
     ("softmax", "sdpa"): (sdpa.softmax, sdpa.refuses),
+    ("softmax", "packed"): (packed.softmax, packed.refuses),
+    ("softmax", "blocked"): (blocked.softmax, blocked.refuses),
+    ("softmax", "flash"): (flash.softmax, flash.refuses),
+    ("softmax", "flex"): (flex.softmax, flex.refuses),
     ("sigmoid", "reference"): (reference.sigmoid, reference.refuses),
+    ("sigmoid", "chunked"): (chunked.sigmoid, chunked.refuses),
 }
 # Tensors that a kind takes by `extra`; kinds that are not here take none.
 _EXTRA: dict[str, tuple[str, ...]] = {}
