@@ -18,13 +18,17 @@ from torch import Tensor
 
 from polysense.kernels.attention import (
     auto,
+    block_diagonal,
     blocked,
     chunked,
     flash,
     flex,
+    linear,
     packed,
     reference,
     sdpa,
+    slab,
+    urpe,
 )
 from polysense.kernels.attention.call import Call, make_call
 
@@ -40,9 +44,17 @@ _TABLE: dict[tuple[str, str], tuple[Run, Refuses]] = {
     ("softmax", "flex"): (flex.softmax, flex.refuses),
     ("sigmoid", "reference"): (reference.sigmoid, reference.refuses),
     ("sigmoid", "chunked"): (chunked.sigmoid, chunked.refuses),
+    ("urpe", "reference"): (urpe.reference, urpe.refuses),
+    ("urpe", "chunked"): (urpe.chunked, urpe.refuses),
+    ("linear", "reference"): (linear.reference, linear.refuses),
+    ("linear", "factored"): (linear.factored, linear.refuses),
+    ("block_diagonal", "reference"): (block_diagonal.reference, block_diagonal.refuses),
+    ("block_diagonal", "blocked"): (block_diagonal.blocked, block_diagonal.refuses),
+    ("slab", "reference"): (slab.reference, slab.refuses),
+    ("slab", "factored"): (slab.factored, slab.refuses),
 }
 # Tensors that a kind takes by `extra`; kinds that are not here take none.
-_EXTRA: dict[str, tuple[str, ...]] = {}
+_EXTRA: dict[str, tuple[str, ...]] = {"urpe": ("toeplitz",), "slab": ("conv",)}
 
 
 def available_kinds() -> list[str]:
