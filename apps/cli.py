@@ -32,6 +32,12 @@ class OnError(StrEnum):
     fail = "fail"
 
 
+class Engine(StrEnum):
+    torch = "torch"
+    onnx = "onnx"
+    onnx_int8 = "onnx-int8"
+
+
 class Train(StrEnum):
     both = "tokenizer+head"
     head = "head"
@@ -40,6 +46,7 @@ class Train(StrEnum):
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom) or quoted patterns.")]
 Data = Annotated[Path, typer.Argument(help="A folder of labelled files or a table; docs/data.md shows the layouts.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the encoder; onnx engines need a CPU only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Inputs computed at a time.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv or .parquet.")]
@@ -72,6 +79,7 @@ def predict(
     batch_size: BatchSize = 16,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
+    engine: EngineName = Engine.torch,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
@@ -80,7 +88,7 @@ def predict(
     from polysense.apps.predict import predict as run
 
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               threads=threads, top_k=top_k, pictures=pictures)  # fmt: skip
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -170,6 +178,7 @@ def evaluate(
     target: Target = None,
     batch_size: BatchSize = 16,
     device: Device = "auto",
+    engine: EngineName = Engine.torch,
     threads: Threads = None,
 ) -> None:
     """Measures a bundle on labelled data."""
@@ -177,7 +186,7 @@ def evaluate(
 
     given = dict(split=split, target=target, threads=threads)
     options = {name: value for name, value in given.items() if value is not None}
-    run(bundle, data, json_file=json_file, batch_size=batch_size, device=device, **options)
+    run(bundle, data, json_file=json_file, batch_size=batch_size, device=device, engine=engine.value, **options)
 
 
 @app.command()
@@ -197,6 +206,27 @@ def pretrain(
     from polysense.apps.pretrain import pretrain as run
 
     run(config, out, suggest=suggest, device=device, threads=threads, quiet=quiet)
+
+
+engines = typer.Typer(help="Faster engines for a bundle's encoder.", no_args_is_help=True)
+app.add_typer(engines, name="engine")
+
+
+@engines.command()
+def check(
+    bundle: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    data: Data,
+    split: Annotated[
+        str, typer.Option(help="Part to measure; all: everything. Data without val get the one that fit keeps.")
+    ] = "val",
+    target: Target = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+) -> None:
+    """Measures what 8-bit weights cost a bundle and, if at most half a point, allows --engine onnx-int8."""
+    from polysense.apps.engine import check as run
+
+    raise typer.Exit(run(bundle, data, split=split, target=target, batch_size=batch_size, threads=threads))
 
 
 @app.command()

@@ -85,8 +85,8 @@ def unknown(name: str, kind: str, known: Iterable[str], also: Iterable[str] = ()
     return InputError(name, f"there is no such {kind}", fix)
 
 
-def choose_device(device: str, threads: int | None = None) -> str:
-    """ "auto" -> "cuda" or "cpu"; sets the number of CPU threads.
+def choose_device(device: str, threads: int | None = None, engine: str = "torch") -> str:
+    """ "auto" -> "cuda" or "cpu", "cpu" for engines that run nowhere else; sets the number of CPU threads.
 
     Raises:
         InputError: There is no such device on this machine.
@@ -96,7 +96,7 @@ def choose_device(device: str, threads: int | None = None) -> str:
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -27,14 +27,16 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     Console().print(f"Use it: polysense predict {result.path} FILES", style="bold", highlight=False)
 
 
-def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: str = "auto", **options: Any) -> None:
+def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: str = "auto",
+             engine: str = "torch", **options: Any) -> None:  # fmt: skip
     """Measures and shows; options are those of `polysense.training.evaluate.evaluate`."""
     from polysense.training.evaluate import evaluate as run
 
     check_model(bundle)
     if json_file is not None and not json_file.absolute().parent.is_dir():  # measuring may take long
         raise InputError(json_file, "its folder does not exist", f"create {json_file.parent} first")
-    metrics = run(bundle, data, device=choose_device(device, options.get("threads")), **options)
+    device = choose_device(device, options.get("threads"), engine)
+    metrics = run(bundle, data, device=device, engine=engine, **options)
     show_metrics(metrics, f"{bundle} on {data}")
     if json_file is not None:
         json_file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

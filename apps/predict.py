@@ -26,6 +26,7 @@ def predict(
     batch_size: int = 16,
     skip: bool = True,
     device: str = "auto",
+    engine: str = "torch",
     threads: int | None = None,
     top_k: int | None = None,
     pictures: Path | None = None,
@@ -39,6 +40,7 @@ def predict(
         batch_size: Inputs computed at a time.
         skip: Go on after an input that cannot be read (else the first one ends the run with its error).
         device: "auto", "cpu", "cuda" …
+        engine: What runs the encoder, see `Pipeline.with_engine`.
         threads: CPU threads.
         top_k: Keep only the most probable classes.
         pictures: Folder for a picture of every answer.
@@ -49,7 +51,7 @@ def predict(
     from polysense.data.writers import open_writer
 
     check_model(model)
-    pipeline = polysense.load(model, device=choose_device(device, threads))
+    pipeline = polysense.load(model, device=choose_device(device, threads, engine), engine=engine)
     files = expand(inputs, endings(pipeline.modality))
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []

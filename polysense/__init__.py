@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 _HOMES = {"InputError": "core.errors", "Pipeline": "pipeline", "load_encoder": "backbone.weights", "bundles": "bundle"}
 
 
-def load(name_or_path: str | Path, device: str = "cpu") -> Pipeline:
-    """Loads a pipeline: a task's embedded bundle, a bundle folder, or a Hub repository."""
+def load(name_or_path: str | Path, device: str = "cpu", engine: str = "torch") -> Pipeline:
+    """Loads a pipeline: a task's embedded bundle, a bundle folder, or a Hub repository.
+
+    Args:
+        name_or_path: Which.
+        device: Where to compute.
+        engine: What runs the encoder: "torch", or on the CPU "onnx" or "onnx-int8"; see `Pipeline.with_engine`.
+    """
     from polysense.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(name_or_path, device)
+    return Pipeline.from_pretrained(name_or_path, device, engine)
 
 
 def __getattr__(name: str) -> Any:

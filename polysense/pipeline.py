@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from polysense.backbone.encoder import Encoder
+from polysense.backbone.engines import engine_of, with_engine
 from polysense.backbone.weights import create_timm, load_encoder, tokenizer_weights
 from polysense.bundle import download_bundle, find_bundle
 from polysense.components import get_head, get_tokenizer
@@ -104,6 +105,32 @@ class Pipeline(nn.Module):
     @property
     def encoder_hash(self) -> str:
         return self.encoder.fingerprint()
+
+    @property
+    def engine(self) -> str:
+        """What runs the encoder: "torch", "onnx" or "onnx-int8"."""
+        return engine_of(self.encoder)
+
+    def with_engine(self, engine: str) -> Pipeline:
+        """The same pipeline, its encoder run by another engine; tokenizer, head and weights are shared.
+
+        Args:
+            engine: "torch"; or, to infer on the CPU, "onnx" (equal to 1e-4) or "onnx-int8" (8-bit weights; only for
+                what `polysense engine check` has passed).
+
+        Raises:
+            InputError: There is no such engine, it cannot run this encoder, or 8-bit weights cost too much.
+        """
+        if engine == self.engine:
+            return self
+        encoder = with_engine(self.encoder, engine)
+        if engine == "onnx-int8":
+            from polysense.engine_checks import require_check
+
+            require_check(self)
+        other = copy.copy(self)  # shares everything but the table of its parts
+        other._modules = {**self._modules, "encoder": encoder}
+        return other.eval()
 
     @property
     def device(self) -> torch.device:
@@ -222,12 +249,16 @@ class Pipeline(nn.Module):
         return save(self, Path(path))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, device: str = "cpu") -> Pipeline:
+    def from_pretrained(cls, name_or_path: str | Path, device: str = "cpu", engine: str = "torch") -> Pipeline:
         """Loads an embedded bundle (by its name or task), a folder, or a Hub repository `owner/name`.
 
         Raises:
-            InputError: There is no such bundle, or it is damaged or made for another encoder.
+            InputError: There is no such bundle, or it is damaged or made for another encoder; or see `with_engine`.
         """
+        return cls._from_pretrained(name_or_path).to(device).with_engine(engine)
+
+    @classmethod
+    def _from_pretrained(cls, name_or_path: str | Path) -> Pipeline:
         from polysense.saving import load
 
         folder = find_bundle(name_or_path)
@@ -237,7 +268,7 @@ class Pipeline(nn.Module):
                 if TASKS[task].modality == "tabular":
                     fix = "make one for yours: Pipeline.build('tabular-embedding', sources=[table])"
                     raise InputError(task, "its columns differ from table to table, so none ships", fix)
-                return cls.build(task).to(device)
+                return cls.build(task)
             if task in TASKS:
                 fix = f"train one with: polysense fit {task} DATA --out BUNDLE"
                 raise InputError(task, "no bundle for this task ships with polysense", fix)
@@ -247,8 +278,8 @@ class Pipeline(nn.Module):
             folder = download_bundle(str(name_or_path))
             pipeline = load(cls, folder)
             pipeline.name = str(name_or_path)  # the folder is called after a commit
-            return pipeline.to(device)
-        return load(cls, folder).to(device)
+            return pipeline
+        return load(cls, folder)
 
 
 def is_batch(sources: Any) -> bool:

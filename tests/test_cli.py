@@ -68,7 +68,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     modality = {name: TASKS[name].modality for name in TASKS}
     monkeypatch.setattr(polysense, "bundles", lambda: infos, raising=False)
-    monkeypatch.setattr(polysense, "load", lambda name, device="cpu": PretendedPipeline(name, modality[name]),
+    monkeypatch.setattr(polysense, "load", lambda name, device="cpu", engine="torch": PretendedPipeline(name, modality[name]),
                         raising=False)  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "deep").mkdir(parents=True)
@@ -268,7 +268,7 @@ def test_eval_writes_json(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setitem(sys.modules, "polysense.training.evaluate", SimpleNamespace(evaluate=evaluate))
     assert run("eval", "image-classification", "in", "--json", "m.json", "--split", "val", "--device", "cpu") == 0
     assert json.loads(Path("m.json").read_text()) == {"accuracy": 0.25}
-    assert seen == {"split": "val", "batch_size": 16, "device": "cpu"}
+    assert seen == {"split": "val", "batch_size": 16, "device": "cpu", "engine": "torch"}
     assert "0.2500" in capsys.readouterr().out
 
 

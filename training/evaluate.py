@@ -95,6 +95,7 @@ def evaluate(
     target: str | None = None,
     batch_size: int = 32,
     device: str = "cpu",
+    engine: str = "torch",
     threads: int | None = None,
 ) -> dict[str, float]:
     """Measures a bundle on a part of a data set.
@@ -107,6 +108,7 @@ def evaluate(
         target: Column to compare with (tables and lists); by default the one the bundle was trained on.
         batch_size: Sequences that run together.
         device: Where to compute.
+        engine: What runs the encoder of a bundle; a pipeline keeps its own. See `Pipeline.with_engine`.
         threads: CPU threads.
 
     Raises:
@@ -116,13 +118,13 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    pipeline = bundle if isinstance(bundle, Pipeline) else Pipeline.from_pretrained(bundle, device)
-    sources = open_sources(pipeline.task, data, **_as_trained(pipeline, target))
-    examples = _part(sources, split, pipeline, data)
+    pipeline = bundle if isinstance(bundle, Pipeline) else Pipeline.from_pretrained(bundle, device, engine)
+    sources = open_sources(pipeline.task, data, **as_trained(pipeline, target))
+    examples = part_of(sources, split, pipeline, data)
     return measure(pipeline, examples, batch_size)
 
 
-def _as_trained(pipeline: Pipeline, target: str | None) -> dict[str, Any]:
+def as_trained(pipeline: Pipeline, target: str | None) -> dict[str, Any]:
     """How the bundle's own training data were read, with what the caller says on top."""
     options = dict(pipeline.about.get("data_options", {}))
     if target is not None:
@@ -130,7 +132,7 @@ def _as_trained(pipeline: Pipeline, target: str | None) -> dict[str, Any]:
     return options
 
 
-def _part(sources: Sources, split: str, pipeline: Pipeline, data: str | Path) -> Examples:
+def part_of(sources: Sources, split: str, pipeline: Pipeline, data: str | Path) -> Examples:
     parts: Sequence[str] = sources.splits()
     if split in parts:
         return sources.examples(pipeline.tokenizer, split)
