@@ -68,8 +68,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     modality = {name: TASKS[name].modality for name in TASKS}
     monkeypatch.setattr(polysense, "bundles", lambda: infos, raising=False)
-    monkeypatch.setattr(polysense, "load", lambda name, device="cpu", engine="torch": PretendedPipeline(name, modality[name]),
-                        raising=False)  # fmt: skip
+    monkeypatch.setattr(polysense, "load", lambda name, **_: PretendedPipeline(name, modality[name]), raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name, text in {"in/a.jpg": "cat", "in/deep/b.PNG": "dog", "in/notes.txt": "no", "bad.jpg": "bad"}.items():
