@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from polysense.core.registry import Registry
 
-
 Layout = Literal["set", "line", "grid"]
 
 

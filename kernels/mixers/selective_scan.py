@@ -5,9 +5,10 @@ Every channel c carries s state values through the sequence:
     h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t],    y[t] = C[t] · h[t]
 
 `reference` says just that, one step after another. `selective_scan` cuts the sequence into segments and each segment
-into √(its length) rows: all rows step at once from a zero state, then the rows' last states are carried from row to
-row, so that a segment of 256 tokens takes 32 short steps instead of 256 and everything stays O(n). All decays are
-exponentials of negative numbers; nothing is ever divided by one, so that long sequences do not overflow.
+into √(its length) rows: all rows step at once from a zero state, the rows' last states are carried from row to row, and
+all rows step at once again from what was carried to them. A segment of 256 tokens takes 48 short steps instead of 256,
+and everything stays O(n). All decays are exponentials of negative numbers and nothing is ever divided by one, so that
+long sequences do not overflow.
 
 Shape legend: b batch, n tokens, c channels, s states of a channel, k rows of a segment, t tokens of a row.
 """
@@ -93,20 +94,20 @@ def _segment(u: Tensor, delta: Tensor, b: Tensor, c: Tensor, a: Tensor, state: T
     n = u.shape[1]
     t = math.isqrt(n - 1) + 1
     k = -(-n // t)
-    # Padding steps have delta 0: they decay nothing and let nothing in.
-    u, delta, b, c = (F.pad(part, (0, 0, 0, k * t - n)).unflatten(1, (k, t)) for part in (u, delta, b, c))
-    entering = delta * u
-    row = u.new_zeros(u.shape[0], k, *a.shape)
-    states = []
-    for i in range(t):  # all rows at once, each as if nothing came before it
-        decay = torch.exp(delta[:, :, i, :, None] * a)
-        row = torch.addcmul(entering[:, :, i, :, None] * b[:, :, i, None], decay, row)
-        states.append(row)
-    since_row_start = torch.exp(delta.cumsum(2)[..., None] * a)
+    # Padding steps have delta 0: they decay nothing and let nothing in. Steps stand first: (t, b, k, ·).
+    u, delta, b, c = (F.pad(x, (0, 0, 0, k * t - n)).unflatten(1, (k, t)).permute(2, 0, 1, 3) for x in (u, delta, b, c))
+    decay = torch.exp(delta[..., None] * a)
+    entering = (delta * u)[..., None] * b[..., None, :]
+    row = entering[0]
+    for i in range(1, t):  # all rows at once, each as if nothing came before it, for their last states
+        row = torch.addcmul(entering[i], decay[i], row)
+    whole_row = torch.exp(delta.sum(0)[..., None] * a)
     before = []
-    for j in range(k):  # what came before each row
+    for j in range(k):  # what comes before each row
         before.append(state)
-        state = torch.addcmul(row[:, j], since_row_start[:, j, -1], state)
-    full = torch.addcmul(torch.stack(states, 2), since_row_start, torch.stack(before, 1)[:, :, None])
-    y = torch.einsum("bktcs,bkts->bktc", full, c)
-    return y.flatten(1, 2)[:, :n], state
+        state = torch.addcmul(row[:, j], whole_row[:, j], state)
+    row, out = torch.stack(before, 1), []
+    for i in range(t):  # all rows once more, now from what comes before them
+        row = torch.addcmul(entering[i], decay[i], row)
+        out.append((row @ c[i, ..., None])[..., 0])
+    return torch.stack(out, 2).flatten(1, 2)[:, :n], state
