@@ -28,6 +28,7 @@ from polysense.kernels.attention import (
     reference,
     sdpa,
     slab,
+    triton_attention,
     urpe,
 )
 from polysense.kernels.attention.call import Call, make_call
@@ -42,8 +43,10 @@ _TABLE: dict[tuple[str, str], tuple[Run, Refuses]] = {
     ("softmax", "blocked"): (blocked.softmax, blocked.refuses),
     ("softmax", "flash"): (flash.softmax, flash.refuses),
     ("softmax", "flex"): (flex.softmax, flex.refuses),
+    ("softmax", "triton"): (triton_attention.softmax, triton_attention.refuses),
     ("sigmoid", "reference"): (reference.sigmoid, reference.refuses),
     ("sigmoid", "chunked"): (chunked.sigmoid, chunked.refuses),
+    ("sigmoid", "triton"): (triton_attention.sigmoid, triton_attention.refuses),
     ("urpe", "reference"): (urpe.reference, urpe.refuses),
     ("urpe", "chunked"): (urpe.chunked, urpe.refuses),
     ("linear", "reference"): (linear.reference, linear.refuses),
