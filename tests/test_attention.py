@@ -279,6 +279,25 @@ def test_nothing_in_nothing_out(kind):
     assert attention(q, k, v, kind=kind, window=1).shape == (1, 2, 0, 6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "n", "options", "expected"),
+    [
+        ("softmax", 300, {}, "sdpa"),
+        ("softmax", 300, {"causal": True}, "sdpa"),
+        ("softmax", 300, {"window": 50}, "blocked"),
+        ("softmax", 300, {"window": 100}, "sdpa"),
+        ("softmax", 300, {"lengths": (100, 200)}, "packed"),
+        ("softmax", 300, {"lengths": (10,) * 30, "window": 8}, "packed"),
+        ("softmax", 300, {"lengths": (140, 160), "window": 8}, "blocked"),
+        ("sigmoid", 300, {}, "chunked"),
+        ("sigmoid", 300, {"lengths": (100, 200), "window": 8}, "chunked"),
+    ],
+)
+def test_auto_takes_the_fastest_that_was_measured(kind, n, options, expected):
+    call = make_call(*_qkv(1, n, n, torch.float32), **options)
+    assert api._first_that_runs(kind, call) is api._TABLE[kind, expected][0]
+
+
 def test_kinds_and_backends_are_listed():
     assert {"softmax", "sigmoid"} <= set(available_kinds())
     assert {"reference", "sdpa", "packed", "blocked", "flex", "flash"} <= set(available_backends())

@@ -29,6 +29,7 @@ def softmax(call: Call) -> Float[Tensor, "1 h t d"]:
         q, k, v, ends, ends, max(call.lengths), max(call.lengths),
         scale=call.scale, window_size=(reach, 0 if call.causal else reach),
     )  # fmt: skip
+    assert isinstance(out, Tensor)  # a pair is what it returns when asked for more
     return out.transpose(0, 1)[None]
 
 

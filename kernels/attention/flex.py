@@ -36,10 +36,11 @@ def refuses(call: Call) -> str:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
+def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    function: Callable[..., Any] = flex_attention.flex_attention
+    return torch.compile(function, dynamic=True)
 
 
 def attend(call: Call, flex_attention: Callable[..., Any]) -> Float[Tensor, "b h n e"]:

@@ -15,15 +15,18 @@ def softmax(call: Call) -> Float[Tensor, "b h n e"]:
     if call.mask is None and call.bias is None and call.window is None:
         return scaled_dot_product_attention(q, k, v, is_causal=call.causal, scale=call.scale)
     seen = visible(call)
+    blind = None
+    if call.mask is not None:  # without a mask a query sees itself at least
+        assert seen is not None
+        # A query without a visible key would be NaN or an average of padding, depending on the kernel, and its gradient
+        # may be NaN even where a zero comes from above: it looks at everything and is cleared.
+        blind = ~seen.any(-1, keepdim=True)
+        seen = seen | blind
     shown = seen
     if call.bias is not None:
         shown = call.bias if seen is None else call.bias.masked_fill(~seen, float("-inf"))
     out = scaled_dot_product_attention(q, k, v, attn_mask=shown, scale=call.scale)
-    if call.mask is None:  # a query then sees itself at least
-        return out
-    # A query without a visible key would be NaN or an average of padding, depending on the kernel.
-    assert seen is not None
-    return out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return out if blind is None else out.masked_fill(blind, 0.0)
 
 
 def refuses(call: Call) -> str:
