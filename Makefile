@@ -13,13 +13,17 @@ ifneq ($(shell pwd -P),$(shell cat .venv/.home 2>/dev/null))
 .PHONY: .venv/.installed
 endif
 
-.PHONY: try test style lock clean
+.PHONY: try test bench style lock clean
 
 try: .venv/.linked
 	@$(BIN)/polysense try --out outputs/try
 
 test: .venv/.linked
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+
+# Minutes; leave the machine alone meanwhile. One case: make bench ONLY="--only padded"
+bench: .venv/.linked
+	@$(BIN)/polysense bench --out outputs/bench $(ONLY)
 
 style: .venv/.linked
 	$(BIN)/ruff check .

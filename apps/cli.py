@@ -230,6 +230,19 @@ def check(
 
 
 @app.command()
+def bench(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and pictures.")] = Path("bench"),
+    only: Annotated[list[str] | None, typer.Option(help="Run this case only; may be given several times.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: only to see that it runs.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Measures kernels and engines on this machine, side by side with other libraries."""
+    from polysense.apps.bench import bench as run
+
+    run(out, only or (), quick=quick, threads=threads)
+
+
+@app.command()
 def models() -> None:
     """Lists the bundles that are installed, with what was measured."""
     from polysense.apps.learn import list_models

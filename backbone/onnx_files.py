@@ -8,6 +8,7 @@ Shape legend: b batch, n tokens, d width.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import tempfile
@@ -173,8 +174,12 @@ def _quantise(path: Path, out: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(path, out, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True,
-                     reduce_range=True, extra_options={"MatMulConstBOnly": True})  # fmt: skip
+    logging.disable(logging.WARNING)  # it asks on the root logger for a step that changes nothing here
+    try:
+        quantize_dynamic(path, out, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8,
+                         per_channel=True, reduce_range=True, extra_options={"MatMulConstBOnly": True})  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def open_session(path: Path, threads: int) -> Any:
