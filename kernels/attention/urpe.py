@@ -102,27 +102,30 @@ def _chunked(call: Call) -> Tensor:
 
 
 def _rows(call: Call, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """The answers of some queries from the keys that any of them sees."""
+    """The answers of some queries from the keys that any of them sees.
+
+    Queries stand last to first in between: then the Toeplitz matrix is a view of one row, without a copy.
+    """
     dtype = torch.promote_types(call.q.dtype, torch.float32)
     q, k, v = call.q[:, :, slice(*rows)], call.k[:, :, slice(*columns)], call.v[:, :, slice(*columns)].to(dtype)
-    scores = q.to(dtype) @ k.to(dtype).transpose(-2, -1) * call.scale
+    scores = (q.to(dtype) * call.scale).flip(2) @ k.to(dtype).transpose(-2, -1)
     bias = part_of_bias(call, rows, columns)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.flip(2)
     seen = visible(call, rows, columns)
     if seen is None:
         weights = scores.softmax(-1)
     else:
+        seen = seen.flip(2)
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).masked_fill(~seen, 0.0)
     if call.mask is not None:  # NaN times a weight of zero would still be NaN
         v = v.masked_fill(~call.mask[:, None, slice(*columns), None], 0.0)
-    factors = _factors(call.extra["toeplitz"].to(dtype), rows, columns)
-    return (weights * factors @ v).to(call.v.dtype)
+    out = weights * _factors(call.extra["toeplitz"].to(dtype), rows, columns) @ v
+    return out.flip(2).to(call.v.dtype)
 
 
 def _factors(c: Float[Tensor, "h offsets"], rows: tuple[int, int], columns: tuple[int, int]) -> Float[Tensor, "h n m"]:
-    """c_{j-i} for some queries i and keys j."""
-    reach = c.shape[1] // 2
-    i = torch.arange(*rows, device=c.device)[:, None]
-    j = torch.arange(*columns, device=c.device)
-    return c[:, (j - i).clamp(-reach, reach) + reach]
+    """c_{j-i} for some queries i, last to first, and keys j."""
+    reach, width = c.shape[1] // 2, columns[1] - columns[0]
+    offsets = torch.arange(columns[0] - rows[1] + 1, columns[1] - rows[0], device=c.device)
+    return c[:, offsets.clamp(-reach, reach) + reach].unfold(1, width, 1)
