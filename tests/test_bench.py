@@ -72,13 +72,17 @@ def test_turns_are_taken_and_ratios_formed_within_a_round():
     race = Race(
         "x", "y", {"slow": runner("slow", 0.012), "fast": runner("fast", 0.004), "gone": "not here"}, {"fast": 2}
     )
-    slow, fast, gone = run_race(race, seconds=0, least=4)
+    slow, fast, gone = run_race(race, seconds=9, most=4)
     assert calls[:4] == ["slow", "fast", "slow", "fast"]  # first calls, then how long a turn must be
     assert calls[4:] == ["slow", "fast", "fast", "slow"] * 2
     assert slow.rounds == fast.rounds == 4 and (slow.speedup, slow.difference) == (1, 0)
     assert fast.speedup_q1 <= fast.speedup <= fast.speedup_q3 and fast.speedup > 1
     assert fast.difference == pytest.approx(1e-3, rel=1e-3) and fast.wanted == 2
     assert (gone.note, gone.rounds) == ("unmeasured: not here", 0) and math.isnan(gone.ms)
+
+
+def test_a_slow_race_ends_early():
+    assert run_race(Race("x", "y", {"a": lambda: time.sleep(0.01)}), seconds=1e-4, least=9)[0].rounds == 3
 
 
 def test_short_runs_are_repeated_within_a_turn():
