@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Padded places / all places from which packing pays. CPU, 2 cores' worth of width 192 and 768, see `packing_of`.
+# The share of padded places from which packing pays. One CPU thread, 6 blocks of width 192, 16 sequences of up to 196
+# tokens, time of padded / packed: 2.1 with .47 padded, 1.6 with .3, 1.26 with .15, 1.1 with .1; 64 sequences of up to
+# 16 tokens: 1.8 with .47, 1.2 with .2. Unmeasured on a GPU, where the linear layers gain alike.
 WORTH = 0.1
 
 

@@ -117,7 +117,7 @@ def test_packing_sorts_and_puts_back():
     assert torch.equal(packing.unpack(packed), tokens.x * tokens.mask[..., None])
 
 
-@pytest.mark.parametrize("way", ["plain", "windows and prefix"])
+@pytest.mark.parametrize("way", ["plain", "windows and prefix", "sigmoid"])
 def test_an_exported_encoder_serves_other_sizes_and_masks(way):
     encoder = _encoder(**WAYS[way]).freeze()
 

@@ -52,10 +52,14 @@ _ROWS: list[tuple[str, str, Callable[[Call], bool]]] = [
 ]
 
 
+# In a graph that must hold for other sizes: no loop over blocks or chunks, whose number would be frozen into it.
+_TRACED = {"softmax": "sdpa", "sigmoid": "reference"}
+
+
 def order(kind: str, call: Call, backends: Sequence[str]) -> list[str]:
     """Backends to try, best first; what no row names comes after, the reference last."""
-    if tracing() and "sdpa" in backends:
-        first = ["sdpa"]
+    if tracing() and kind in _TRACED:
+        first = [_TRACED[kind]]
     else:
         first = [backend for known, backend, when in _ROWS if known == kind and when(call)]
     rest = [backend for backend in backends if backend != "reference"]
