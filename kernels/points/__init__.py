@@ -1,5 +1,5 @@
-"""Operators on point clouds: farthest point sampling, nearest neighbours, interpolation weights."""
+"""Operators on point clouds: farthest point sampling, nearest neighbours, balls, interpolation weights."""
 
-from polysense.kernels.points.api import farthest_point_sampling, interpolate_weights, knn
+from polysense.kernels.points.api import ball_query, farthest_point_sampling, interpolate_weights, knn
 
-__all__ = ["farthest_point_sampling", "interpolate_weights", "knn"]
+__all__ = ["ball_query", "farthest_point_sampling", "interpolate_weights", "knn"]
