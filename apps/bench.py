@@ -85,16 +85,19 @@ def write_csv(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None
 def show(rows: Sequence[Row]) -> None:
     """A race on the screen."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "ms", "speed-up", "quartiles", "aim", "difference"):
+    for heading in ("", "time", "speed-up", "quartiles", "aim", "difference"):
         table.add_column(heading, no_wrap=True)
     Console().print(rows[0].setting, style="bold", highlight=False)
+    from polysense.apps.bench_pictures import milliseconds
+
     for row in rows:
         if row.note:
             Console().print(f"{row.contestant}  {row.note}", highlight=False)
             continue
-        speed = ("", "") if row.contestant == row.baseline else (
+        speed = ("", "") if row.contestant == row.baseline or row.speedup != row.speedup else (
             f"{row.speedup:.2f}×", f"{row.speedup_q1:.2f}–{row.speedup_q3:.2f}")  # fmt: skip
         aim = "" if row.wanted != row.wanted else f"{row.wanted:g}×"
         far = "" if row.difference != row.difference or row.contestant == row.baseline else f"{row.difference:.0e}"
-        table.add_row(row.contestant, f"{row.ms:.3g}", *speed, aim, far)
-    Console().print(table, highlight=False)
+        table.add_row(row.contestant, milliseconds(row.ms), *speed, aim, far)
+    if table.rows:
+        Console().print(table, highlight=False)

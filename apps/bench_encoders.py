@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polysense.apps.bench_race import Race
+from polysense.apps.bench_race import Race, Run
 from polysense.backbone.encoder import Encoder, EncoderConfig
+from polysense.backbone.engines import with_engine
 from polysense.backbone.weights import create_timm, load_encoder
+from polysense.core.errors import InputError
 from polysense.core.types import Tokens
 
 SMALL = EncoderConfig(width=48, depth=2, heads=3)  # for --quick
@@ -52,8 +54,16 @@ def padded(quick: bool) -> Iterator[Race]:
     for name, encoder in encoders(quick):
         b, n = (4, 32) if quick else (32, 256) if name == "embedded" else (8, 197)
         tokens = random_tokens(b, n, encoder.config.width, 0.53)
-        runs = {"padded SDPA": partial(real, encoder, tokens, False), "packed": partial(real, encoder, tokens, True)}
+        runs = {"padded SDPA": partial(real, encoder, tokens, False), "packed": partial(real, encoder, tokens, True),
+                "packed, onnx": _onnx(encoder, tokens)}  # fmt: skip
         yield Race("padded", f"{name}, {b} × {n} tokens", runs, {"packed": 2.1})
+
+
+def _onnx(encoder: Encoder, tokens: Tokens) -> Run | str:
+    try:
+        return partial(real, with_engine(encoder, "onnx"), tokens, True)
+    except InputError as error:
+        return error.problem
 
 
 def real(encoder: Encoder, tokens: Tokens, packing: bool) -> Tensor:
@@ -64,9 +74,6 @@ def real(encoder: Encoder, tokens: Tokens, packing: bool) -> Tensor:
 
 def engines(quick: bool) -> Iterator[Race]:
     """onnxruntime, with 32-bit and with 8-bit weights, against torch."""
-    from polysense.backbone.engines import with_engine
-    from polysense.core.errors import InputError
-
     for name, encoder in encoders(quick):
         sizes = [(2, 16)] if quick else [(1, 197), (16, 64)] if name == "embedded" else [(1, 197), (4, 197)]
         for b, n in sizes:

@@ -6,6 +6,7 @@ Shape legend: b batch, h heads, n tokens or points, d head width, k chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -34,19 +35,23 @@ def windows(quick: bool) -> Iterator[Race]:
 
 
 def lengths(quick: bool) -> Iterator[Race]:
-    """Mixers over the number of tokens, width 192: the time of one sequence; the exponent shows in the picture."""
+    """Mixers over the number of tokens, width 192: the time of one sequence; exponents stand in the picture.
+
+    All lengths take turns in one race: a curve whose points were measured minutes apart would show the neighbours.
+    """
     from polysense.kernels.mixers import MIXERS
     from polysense.kernels.mixers.growth import LENGTHS, QUADRATIC
 
-    names = ["attention", *sorted(set(MIXERS) - {"attention"})]
-    mixers: dict[str, Any] = {name: MIXERS[name](192, 3).eval() for name in names}
+    mixers: dict[str, Any] = {name: MIXERS[name](192, 3).eval() for name in sorted(MIXERS)}
+    local: Any = MIXERS["attention"]
+    mixers["attention ±64"] = local(192, 3, window=64).eval()
+    runs: dict[str, Any] = {}
     for n in (64, 128) if quick else LENGTHS:
         x = torch.randn(1, n, 192, generator=torch.Generator().manual_seed(0))
-        runs: dict[str, Any] = {}
-        for name in names:
+        for name, mixer in mixers.items():
             too_long = name in QUADRATIC and n > 8192
-            runs[name] = "quadratic, too long" if too_long else lambda m=mixers[name], x=x: m(x)
-        yield Race("lengths", f"{n} tokens", runs, same=False)
+            runs[f"{name}, {n} tokens"] = "quadratic, too long" if too_long else partial(mixer, x)
+    yield Race("lengths", "one sequence of width 192", runs, same=False)
 
 
 def fps(quick: bool) -> Iterator[Race]:

@@ -19,7 +19,17 @@ OURS = "#2a6f97"
 THEIRS = "#b8c4cc"
 INK = "#222222"
 LENGTHS = "lengths"  # the case that is drawn as curves
-OWN = ("packed", "blocked", "polysense", "onnx", "onnx-int8", "encoder", "sigmoid triton", "softmax triton")
+OWN = (
+    "packed",
+    "packed, onnx",
+    "blocked",
+    "polysense",
+    "onnx",
+    "onnx-int8",
+    "encoder",
+    "sigmoid triton",
+    "softmax triton",
+)
 
 
 def draw(rows: Sequence[Row], facts: Mapping[str, Any], out: Path) -> list[Path]:
@@ -82,7 +92,7 @@ def _bar(axes: Axes, y: float, row: Row) -> None:
         axes.barh(y, row.speedup - 1, left=1, height=0.74, color=OURS if row.contestant in OWN else THEIRS, zorder=2)
         axes.plot([row.speedup_q1, row.speedup_q3], [y, y], color=INK, linewidth=1.2, zorder=3)
     alone = row.contestant == row.baseline or math.isnan(row.speedup)
-    text = f"{row.ms:.3g} ms" if alone else f"{row.speedup:.2f}×   {row.ms:.3g} ms"
+    text = milliseconds(row.ms) if alone else f"{row.speedup:.2f}×   {milliseconds(row.ms)}"
     end = 1.0 if math.isnan(row.speedup) else max(row.speedup, row.speedup_q3, 1)
     axes.text(end * 1.06, y, text, fontsize=7.5, color=INK, va="center")
 
@@ -105,10 +115,10 @@ def _curves(rows: Sequence[Row], facts: Mapping[str, Any]) -> Figure:
 
     figure = _figure(8.5, 5.6)
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(row.contestant for row in rows))
+    names = list(dict.fromkeys(mixer_of(row) for row in rows))
     ends = []
     for i, name in enumerate(names):
-        points = [(int(row.setting.split()[0]), row) for row in rows if row.contestant == name]
+        points = [(tokens_of(row), row) for row in rows if mixer_of(row) == name]
         n, ms = [p for p, _ in points], [row.ms for _, row in points]
         colour = colormaps["tab10"](i % 10)
         axes.fill_between(n, [r.ms_q1 for _, r in points], [r.ms_q3 for _, r in points], color=colour, alpha=0.2)
@@ -119,7 +129,7 @@ def _curves(rows: Sequence[Row], facts: Mapping[str, Any]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda ms, _: f"{ms:g}")
-    places = sorted({end[0] for end in ends} | {int(row.setting.split()[0]) for row in rows})
+    places = sorted({end[0] for end in ends} | {tokens_of(row) for row in rows})
     axes.set_xticks(places, [f"{n:,}" for n in places], fontsize=8)
     axes.set_xlim(places[0] * 0.9, places[-1] * 2.6)
     _labels(axes, ends)
@@ -130,6 +140,20 @@ def _curves(rows: Sequence[Row], facts: Mapping[str, Any]) -> Figure:
         axes.spines[side].set_visible(False)
     _caption(figure, "How the time of token mixers grows", facts)
     return figure
+
+
+def mixer_of(row: Row) -> str:
+    """ "linear, 4096 tokens" -> "linear"."""
+    return row.contestant.rpartition(", ")[0]
+
+
+def tokens_of(row: Row) -> int:
+    return int(row.contestant.rpartition(", ")[2].split()[0])
+
+
+def milliseconds(ms: float) -> str:
+    """Three digits, never a power of ten."""
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
 def _labels(axes: Axes, ends: list[tuple[int, float, str, Any]]) -> None:
@@ -147,5 +171,5 @@ def _labels(axes: Axes, ends: list[tuple[int, float, str, Any]]) -> None:
 def _caption(figure: Figure, title: str, facts: Mapping[str, Any]) -> None:
     words = (f"{facts['machine']}; GPU {facts['gpu']}; threads {facts['threads']}, load {facts['load']}; "
              f"torch {facts['torch']}; {facts['date']}")  # fmt: skip
-    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, weight="bold")
-    figure.text(0.01, 0.985 - 0.3 / figure.get_figheight(), words, fontsize=7.5, color="#666666", va="top")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    figure.axes[0].set_title(words, loc="left", fontsize=7.5, color="#666666")

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polysense.backbone.encoder import Encoder
 from polysense.backbone.onnx_files import onnx_file, open_session, require_onnx, run_session
+from polysense.backbone.packing import packing_of
 from polysense.core.errors import InputError
 from polysense.core.types import Features, Tokens
 
 ENGINES = ("torch", "onnx", "onnx-int8")
+WORTH_A_CALL = 32  # real tokens that a call must have on average: fewer compute less than a call costs
 
 
 def with_engine(encoder: Encoder, engine: str) -> Encoder:
@@ -44,7 +48,8 @@ class OnnxEncoder(Encoder):
     """An encoder run by onnxruntime: for inference only, in float32 on the CPU, with torch's number of threads.
 
     It has the configuration, the weights and the fingerprint of the encoder it was made of. Graphs are exported when
-    they are first needed, one without and one with a mask. Padding is computed, not skipped.
+    they are first needed, one without and one with a mask. Padding is left out where it pays: sequences of one length
+    then run together, without a mask.
     """
 
     def __init__(self, encoder: Encoder, engine: str) -> None:
@@ -75,8 +80,7 @@ class OnnxEncoder(Encoder):
         self._device_check(tokens.x)
         self._device_check(next(self.parameters()))
         numbers = tuple(self._layer_number(layer) for layer in layers)
-        inputs = (tokens.x,) if tokens.mask is None else (tokens.x, tokens.mask)
-        outputs = run_session(self._session(numbers, tokens.mask is not None), inputs)
+        outputs = self._run(tokens.x, tokens.mask, numbers)
         hidden = {layer: tokens.replace(x) for layer, x in zip(layers, outputs[1:])}
         return Features(tokens.replace(outputs[0]), hidden, outputs[-1] if self.config.class_token else None)
 
@@ -87,13 +91,27 @@ class OnnxEncoder(Encoder):
         super().train(False)
         return self
 
+    def _run(self, x: Tensor, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+        """The graph's outputs, of padded shapes."""
+        if mask is None:
+            return run_session(self._session(layers, False), (x,))
+        # The packing does not tell which sequence a class token belongs to.
+        packing = packing_of(mask) if self.packing and not self.config.class_token else None
+        runs = [] if packing is None else [(n, len(list(group))) for n, group in groupby(packing.lengths)]
+        if packing is None or sum(packing.lengths) < WORTH_A_CALL * len(runs):
+            return run_session(self._session(layers, True), (x, mask))
+        session = self._session(layers, False)
+        parts = packing.pack(x)[0].split([n * b for n, b in runs])
+        outputs = [run_session(session, (part.view(b, n, -1),)) for part, (n, b) in zip(parts, runs)]
+        return [packing.unpack(torch.cat([y.flatten(0, 1) for y in same])[None]) for same in zip(*outputs)]
+
     def _session(self, layers: tuple[int, ...], masked: bool) -> Any:
         files = self.__dict__.setdefault("_files", {})
         if (layers, masked) not in files:
             files[layers, masked] = onnx_file(self.plain, layers, masked=masked, int8=self.engine == "onnx-int8")
         return _shared_session(files[layers, masked], torch.get_num_threads())
 
-    def _device_check(self, x: torch.Tensor) -> None:
+    def _device_check(self, x: Tensor) -> None:
         if x.device.type != "cpu" or x.dtype != torch.float32:
             raise ValueError(
                 f"the engine {self.engine} runs float32 on the CPU, not {x.dtype} on {x.device}; use engine='torch'"

@@ -68,7 +68,7 @@ def window_bias(mask: Bool[Tensor, "b n"], window: int, dtype: torch.dtype) -> F
     Distances count real tokens, not places: padding may stand between them (grids of several sizes), and an answer may
     not depend on what else is in the batch.
     """
-    rank = mask.cumsum(1)
+    rank = mask.int().cumsum(1)  # ONNX adds up numbers only
     far = (rank[:, :, None] - rank[:, None, :]).abs() > window
     # Half of the lowest number: a score added to it stays finite.
     return torch.zeros(far.shape, dtype=dtype, device=mask.device).masked_fill(far, torch.finfo(dtype).min / 2)[:, None]

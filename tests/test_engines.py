@@ -60,17 +60,47 @@ def test_onnx_equals_torch_at_any_batch_and_length(shape, masked, encoder):
         assert_close(want.hidden[layer], got.hidden[layer])
 
 
-def test_every_part_of_an_encoder_is_exported():
+VARIANTS = {
+    "published": {"qk_norm": True, "layer_scale": True, "activation": "quick_gelu", "class_token": True, "registers": 2,
+                  "pre_norm": True, "final_norm": False, "qkv_bias": False},
+    "windows": {"windows": (2, None)},
+    "sigmoid": {"attention_kind": "sigmoid"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (3, 120)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_part_of_an_encoder_is_exported(variant, shape):
     torch.manual_seed(3)
-    config = EncoderConfig(width=32, depth=2, heads=2, qk_norm=True, layer_scale=True, activation="quick_gelu",
-                           class_token=True, registers=2, pre_norm=True, final_norm=False, qkv_bias=False)  # fmt: skip
-    encoder = Encoder(config)
+    encoder = Encoder(EncoderConfig(width=32, depth=2, heads=2, **VARIANTS[variant]))
     for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, 0, 0.3)
-    given = tokens(width=32)
-    want, got = encoder.freeze()(given), with_engine(encoder, "onnx")(given)
+        torch.nn.init.normal_(parameter, 0, 0.15)
+    for masked in (True, False):
+        given = tokens(*shape, width=32, masked=masked)
+        want, got = encoder.freeze()(given), with_engine(encoder, "onnx")(given)
+        assert_close(want.last, got.last)
+        if want.cls is not None:
+            assert (want.cls - got.cls).abs().max() < 1e-4
+
+
+def test_padding_is_left_out_where_it_pays(encoder, monkeypatch):
+    """Sequences of one length in one call; lengths are in the masks' order; short ones stay together."""
+    from polysense.backbone import engines
+
+    shapes = []
+    honest = engines.run_session
+    monkeypatch.setattr(engines, "run_session", lambda s, x: shapes.append(tuple(x[0].shape[:2])) or honest(s, x))
+    given = tokens(5, 120)
+    for i, length in enumerate((40, 0, 120, 40, 100)):
+        given.mask[i] = torch.arange(120).flip(0) < length  # real tokens stand at the end
+    want = encoder(given, layers=(1,))
+    got = with_engine(encoder, "onnx")(given, layers=(1,))
+    assert shapes == [(1, 120), (1, 100), (2, 40)]
     assert_close(want.last, got.last)
-    assert (want.cls - got.cls).abs().max() < 1e-4
+    assert_close(want.hidden[1], got.hidden[1])
+    shapes.clear()
+    with_engine(encoder, "onnx")(tokens(3, 9))
+    assert shapes == [(3, 9)]
 
 
 def test_a_sequence_without_a_real_token_stays_finite(encoder):
