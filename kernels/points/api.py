@@ -148,7 +148,8 @@ def interpolate_weights(queries: Array, points: Array, k: int = 3, *, backend: s
     Raises:
         ValueError: As for `knn`.
     """
-    indices, distances = knn(queries, points, min(k, len(points)), backend=backend)
+    found: tuple[Any, Any] = knn(queries, points, min(k, len(points)), backend=backend)
+    indices, distances = found
     # Relative to the nearest one: a query that lies on a point takes its value alone, whatever the unit of length.
     inverse = (distances[:, :1] + 1e-12) / (distances + 1e-12)
     return indices, inverse / inverse.sum(1)[:, None]
