@@ -5,6 +5,7 @@ Shape legend: b sequences, n tokens, d width, f pooled width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from polysense.core.types import Features, Tokens
 from polysense.heads.base import Head, Out
 
-STATISTICS = ("mean", "max", "std", "last", "change")
+STATISTICS = ("mean", "max", "std", "last", "change", "course")
+COURSE = (6, 3, 3)  # moments, rows and columns that "course" averages over
 
 
 def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
@@ -22,12 +24,17 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
 
     Args:
         tokens: Of any sense; "change" needs tokens on a grid whose first axis is time.
-        kind: "mean", "max" or "std" over real tokens; "last", the last real token; or "change", the mean absolute
-            difference of each place from one time to the next (what moves in a clip).
+        kind: "mean", "max" or "std" over real tokens; "last", the last real token; "change", the mean absolute
+            difference of each place from one time to the next (what moves in a clip); or "course", means of the coarse
+            cells of `COURSE` side by side, (b, 54 d), which keep when and where.
 
     Raises:
-        ValueError: The kind is unknown, or "change" is asked of tokens without a time axis.
+        ValueError: The kind is unknown, or "change" or "course" is asked of tokens without a time axis.
     """
+    if kind in ("change", "course") and (tokens.grid is None or len(tokens.grid) != 3):
+        raise ValueError(f"pooling {kind!r} needs tokens on a (time, rows, columns) grid; use it for video")
+    if kind == "course":
+        return _course(tokens)
     mask = tokens.dense_mask()
     # masked_fill and not a product: what stands at padded places is undefined and may be NaN.
     x = tokens.x if tokens.mask is None else tokens.x.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -44,13 +51,26 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
         place = torch.arange(x.shape[1], device=x.device).masked_fill(~mask, -1).amax(1).clamp_min(0)
         return x[torch.arange(len(x), device=x.device), place] * mask.any(1, keepdim=True)
     if kind == "change":
-        if tokens.grid is None or len(tokens.grid) != 3:
-            raise ValueError("pooling 'change' needs tokens on a (time, rows, columns) grid; use it for video")
+        assert tokens.grid is not None
         frames, steps = x.unflatten(1, (tokens.grid[0], -1)), mask.unflatten(1, (tokens.grid[0], -1))
         both = (steps[:, 1:] & steps[:, :-1]).unsqueeze(-1)  # (b, t - 1, places, 1)
         moved = (frames[:, 1:] - frames[:, :-1]).abs().masked_fill(~both, 0.0)
         return moved.sum((1, 2)) / both.sum((1, 2)).clamp_min(1)
     raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
+
+
+def _course(tokens: Tokens) -> Float[Tensor, "b f"]:
+    """Each clip by itself, on its own cells: padding may not move the borders of the coarse ones."""
+    assert tokens.grid is not None
+    rows = []
+    for x, real in zip(tokens.x.unflatten(1, tokens.grid), tokens.dense_mask().unflatten(1, tokens.grid), strict=True):
+        t, h, w = (int(real.transpose(0, axis).flatten(1).any(1).sum()) for axis in range(3))
+        if t == 0:
+            rows.append(x.new_zeros(math.prod(COURSE) * x.shape[-1]))
+            continue
+        cells = nn.functional.adaptive_avg_pool3d(x[:t, :h, :w].movedim(-1, 0), COURSE)  # (d, 6, 3, 3)
+        rows.append(cells.flatten(1).T.flatten())
+    return torch.stack(rows)
 
 
 class Pool(nn.Module):
@@ -70,8 +90,8 @@ class Pool(nn.Module):
             if kind not in (*STATISTICS, "cls"):
                 raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
         self.pooling, self.layers = tuple(pooling), tuple(layers)
-        plain = [kind for kind in pooling if kind != "cls"]
-        self.width = width * (len(plain) * (1 + len(self.layers)) + ("cls" in pooling))
+        vectors = sum(math.prod(COURSE) if kind == "course" else 1 for kind in pooling if kind != "cls")
+        self.width = width * (vectors * (1 + len(self.layers)) + ("cls" in pooling))
 
     def forward(self, features: Features) -> Float[Tensor, "b f"]:
         levels = [features.last, *(features.hidden[layer] for layer in self.layers)]

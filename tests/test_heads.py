@@ -111,6 +111,20 @@ def test_configuration_survives_json(name):
     again.load_state_dict(head.state_dict())
 
 
+def test_course_keeps_when_and_where():
+    grid, x = (12, 3, 6), torch.randn(1, 12 * 3 * 6, 2)
+    whole = masked_statistic(Tokens(x, None, torch.zeros(1, 216, 3), grid), "course").view(6, 3, 3, 2)
+    by_hand = x.view(6, 2, 3, 3, 2, 2).mean((1, 4))  # two moments and two columns make one cell
+    torch.testing.assert_close(whole, by_hand)
+    padded = torch.full((1, 14, 4, 6, 2), float("nan"))
+    padded[:, :12, :3] = x.view(1, *grid, 2)
+    mask = torch.zeros(1, 14, 4, 6, dtype=torch.bool)
+    mask[:, :12, :3] = True
+    more = Tokens(padded.flatten(1, 3), mask.flatten(1), torch.zeros(1, 336, 3), (14, 4, 6))
+    torch.testing.assert_close(masked_statistic(more, "course").view(6, 3, 3, 2), by_hand)
+    assert Pool(2, ("course", "mean"), (0,)).width == 2 * 2 * 55
+
+
 def test_statistics_by_hand():
     x = torch.tensor([[[1.0, -4], [3, 2], [9, 9]]])
     tokens = Tokens(x, torch.tensor([[True, True, False]]), torch.zeros(1, 3, 1))
@@ -122,6 +136,8 @@ def test_statistics_by_hand():
     assert torch.equal(masked_statistic(moving, "change"), (x[:, 1] - x[:, 0]).abs())
     with pytest.raises(ValueError, match="use it for video"):
         masked_statistic(tokens, "change")
+    with pytest.raises(ValueError, match="use it for video"):
+        masked_statistic(tokens, "course")
     empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1, 1))
     assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in STATISTICS)
 

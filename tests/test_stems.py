@@ -36,7 +36,7 @@ def reference() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("stride", "last"), [(32, 11), (16, 10)])
+@pytest.mark.parametrize(("stride", "last"), [(32, 11), (16, 10), (4, 2)])
 @torch.no_grad()
 def test_lite0_is_the_front_of_efficientnet_lite0(reference: nn.Module, stride: int, last: int) -> None:
     stem = Lite0Stem(stride).eval()
@@ -60,15 +60,15 @@ def test_lite0_is_the_front_of_efficientnet_lite0(reference: nn.Module, stride: 
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("stride", "channels"), [(32, 192), (16, 112)])
+@pytest.mark.parametrize(("stride", "channels"), [(32, 192), (16, 112), (4, 24)])
 def test_lite0_shape(stride: int, channels: int) -> None:
     stem = Lite0Stem(stride)
     assert stem(torch.zeros(1, 3, 64, 96)).shape == (1, channels, 64 // stride, 96 // stride)
     assert (stem.channels, stem.stride) == (channels, stride)
 
 
-def test_lite0_knows_two_strides() -> None:
-    with pytest.raises(ValueError, match="stride 16 or 32"):
+def test_lite0_knows_three_strides() -> None:
+    with pytest.raises(ValueError, match="stride 4, 16, 32"):
         Lite0Stem(8)
 
 

@@ -20,6 +20,7 @@ from polysense.tokenizers.video import VideoConfig, VideoTokenizer
 CONFIGS = {
     "frames": VideoConfig(width=192, size=64, frames=4),
     "frames-16": VideoConfig(width=24, size=64, frames=3, stride=16, resize="squash"),
+    "motion": VideoConfig(width=96, form="motion", size=64, frames=4),
     "tubelet": VideoConfig(width=24, form="tubelet", size=48, frames=4),
     "tubelet-area": VideoConfig(width=24, form="tubelet", size=48, frames=6, tube=3, resize="area"),
 }
@@ -60,6 +61,19 @@ def test_equal_clips_need_no_mask(name: str) -> None:
     tokenizer = build(CONFIGS[name])
     tokens = tokenizer(tokenizer.collate([tokenizer.read(noise(20, 50, 70, seed)) for seed in range(2)]))
     assert tokens.mask is None
+
+
+@torch.no_grad()
+def test_motion_is_blind_to_what_stands_still() -> None:
+    tokenizer = build(CONFIGS["motion"])
+    still = np.repeat(noise(1, 64, 64), 4, 0)
+    assert tokenizer(tokenizer.collate([tokenizer.read(still)])).x.abs().max() == 0
+    moved = still.copy()
+    moved[2:, :32, :32] = noise(1, 32, 32, 1)
+    tokens = tokenizer(tokenizer.collate([tokenizer.read(moved)]))
+    size = tokens.x.abs().mean(-1).view(4, 2, 2)  # time, rows, columns
+    assert (size[:, 0, 0] > 5 * size[:, 1, 1]).all()
+    torch.testing.assert_close(tokens.x.view(4, 4, -1).sum(1)[0], -tokens.x.view(4, 4, -1).sum(1)[3], atol=1e-3, rtol=0)
 
 
 @torch.no_grad()

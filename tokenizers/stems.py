@@ -28,6 +28,7 @@ class Stage(NamedTuple):
 
 LITE0 = (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 24, 2), Stage(6, 5, 2, 40, 2), Stage(6, 3, 2, 80, 3),
          Stage(6, 5, 1, 112, 3), Stage(6, 5, 2, 192, 1))  # fmt: skip
+STAGES = {4: 2, 16: 5, 32: 6}  # how many of them give a stride
 YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512))  # (stride, channels) of layers 2-7
 
 
@@ -72,13 +73,16 @@ class Separable(nn.Module):
 
 
 class Lite0Stem(nn.Module):
-    """RGB scaled to -1..1 -> (b, 192, h/32, w/32), or (b, 112, h/16, w/16). Sides must be multiples of the stride."""
+    """RGB scaled to -1..1 -> (b, 192, h/32, w/32), (b, 112, h/16, w/16) or (b, 24, h/4, w/4).
+
+    Sides must be multiples of the stride.
+    """
 
     def __init__(self, stride: int = 32) -> None:
         super().__init__()
-        if stride not in (16, 32):
-            raise ValueError(f"the lite0 stem has stride 16 or 32, not {stride}")
-        stages = LITE0 if stride == 32 else LITE0[:-1]
+        if stride not in STAGES:
+            raise ValueError(f"the lite0 stem has stride {', '.join(map(str, STAGES))}, not {stride}")
+        stages = LITE0[: STAGES[stride]]
         self.stride, self.channels = stride, stages[-1].channels
         self.first = PaddedConv(3, 32, 3, 2)
         blocks, channels = [], 32

@@ -1,8 +1,9 @@
 """Clips -> tokens, one for each cell of a grid of time, rows and columns.
 
-Two forms: "frames" (the image tokenizer's stem on each of a few frames, and what changed since the frame before; the
-default) and "tubelet" (one linear map per block of two frames × 16 × 16 pixels with fixed positions: Arnab et al. 2021,
-Tong et al. 2022, and so Meta-Transformer, Zhang et al. 2023).
+Three forms: "frames" (the image tokenizer's stem on each of a few frames, and what changed since the frame before; the
+default), "motion" (fine features of the stem's first blocks less their mean over the clip: how things move, whatever
+they are; for lips and gestures, with the pooling "course") and "tubelet" (one linear map per block of two frames × 16 ×
+16 pixels with fixed positions: Arnab et al. 2021, Tong et al. 2022, and so Meta-Transformer, Zhang et al. 2023).
 
 Shape legend: b batch, n tokens, t frames (or steps of the grid), h height, w width (pixels), r rows, q columns (cells),
 c channels, d width of a token.
@@ -10,7 +11,7 @@ c channels, d width of a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,10 @@ from polysense.tokenizers.image_grid import (
     seen_window,
 )
 from polysense.tokenizers.positions import sin_cos
+from polysense.tokenizers.stems import Lite0Stem
 
-FORMS = ("frames", "tubelet")
+FORMS = ("frames", "motion", "tubelet")
+MOTION_STRIDE, MOTION_CELL = 4, 32  # pixels of a feature and of a token; a token holds 2 × 2 means of features
 TARGET_MARGIN = 2  # frames are read with a longer side of this times the size: enough for an aspect of 4
 
 
@@ -51,8 +54,8 @@ class VideoConfig:
     """How a clip becomes tokens. Values left None are filled in with what the form usually has."""
 
     width: int = 192  # of a token
-    form: str = "frames"  # "frames" or "tubelet"
-    frames: int | None = None  # how many, evenly spaced in time: 8, tubelet 16
+    form: str = "frames"  # "frames", "motion" or "tubelet"
+    frames: int | None = None  # how many, evenly spaced in time: 8, motion and tubelet 16
     size: int | None = None  # pixels: side of a square input, or the root of the area: 128, tubelet 224
     resize: str | None = None  # "area" keeps the aspect (frames), "squash" makes a square (tubelet), "crop" its centre
     stride: int = 32  # of the lite0 stem: 32 (192 channels) or 16 (112 channels)
@@ -64,9 +67,9 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
-        stem = self.form == "frames"
+        stem = self.form != "tubelet"
         usual: dict[str, Any] = {
-            "frames": 8 if stem else 16,
+            "frames": 8 if self.form == "frames" else 16,
             "size": 128 if stem else 224,
             "resize": "area" if stem else "squash",
             "mean": LITE0_MEAN if stem else IMAGENET_MEAN,
@@ -84,7 +87,7 @@ class VideoConfig:
     @property
     def step(self) -> int:
         """Pixels along the side of a cell."""
-        return self.stride if self.form == "frames" else self.patch
+        return {"frames": self.stride, "motion": MOTION_CELL, "tubelet": self.patch}[self.form]
 
 
 @TOKENIZERS.register("video")
@@ -105,6 +108,12 @@ class VideoTokenizer(GridTokenizer):
             self.motion = nn.Linear(self.stem.channels, config.width)
             nn.init.zeros_(self.motion.weight)
             nn.init.zeros_(self.motion.bias)
+        elif config.form == "motion":
+            self.stem = Lite0Stem(MOTION_STRIDE)
+            self.project = nn.Linear(4 * self.stem.channels, config.width)
+            nn.init.orthogonal_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+            self.position = quiet_positions(3, config.width)
         else:
             kernel = (config.tube, config.patch, config.patch)
             self.proj = nn.Conv3d(3, config.width, kernel, kernel)
@@ -158,13 +167,14 @@ class VideoTokenizer(GridTokenizer):
         }
 
     def forward(self, batch: Batch) -> Tokens:
-        x, mask, time = self._frames(batch) if self.config.form == "frames" else self._tubelets(batch)
+        forms = {"frames": self._frames, "motion": self._motions, "tubelet": self._tubelets}
+        x, mask, time = forms[self.config.form](batch)
         _, steps, rows, columns, _ = x.shape
         centres = cell_centres(batch["size"][:, 1:] // self.config.step, rows, columns)  # (b, r·q, 2)
         seconds = time.repeat_interleave(rows * columns, 1)[..., None]
         pos = torch.cat([seconds, centres.repeat(1, steps, 1)], -1)
         x = x.flatten(1, 3)
-        if self.config.form == "frames":
+        if self.config.form != "tubelet":
             # A share of the clip instead of seconds: a film of an hour must not leave the range that was trained on.
             share = seconds / batch["duration"].clamp(min=1e-6).view(-1, 1, 1)
             x = x + self.position(torch.cat([share, pos[..., 1:]], -1))
@@ -176,16 +186,35 @@ class VideoTokenizer(GridTokenizer):
     def _frames(
         self, batch: Batch
     ) -> tuple[Float[Tensor, "b t r q d"], Bool[Tensor, "b t r q"] | None, Float[Tensor, "b t"]]:
+        features, mask = self._each_frame(batch, self.stem_features)
+        change = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], 1)
+        return self.project(features) + self.motion(change), mask, batch["time"]
+
+    def _each_frame(
+        self, batch: Batch, run: Callable[[Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "b t r q c"], Bool[Tensor, "b t r q"] | None]:
+        """Features of the cells of every real frame; zero at padded frames."""
         video, sizes, step = batch["video"], batch["size"], self.config.step
         real = torch.arange(video.shape[1], device=sizes.device) < sizes[:, :1]  # (b, t)
         frame_sizes = sizes[:, None, 1:].expand(-1, video.shape[1], -1)[real]
-        features, mask = features_on_grid(self.stem_features, video[real], frame_sizes, (step, step))
+        features, mask = features_on_grid(run, video[real], frame_sizes, (step, step))
         if not bool(real.all()):
             mask = features.new_ones(features.shape[:-1], dtype=torch.bool) if mask is None else mask
-        features = _lay_out(features, real)
-        change = torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:] - features[:, :-1]], 1)
-        x = self.project(features) + self.motion(change)
-        return x, None if mask is None else _lay_out(mask, real), batch["time"]
+        return _lay_out(features, real), None if mask is None else _lay_out(mask, real)
+
+    def _motions(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "b t r q d"], Bool[Tensor, "b t r q"] | None, Float[Tensor, "b t"]]:
+        """What stands still is taken away, place by place."""
+
+        def fine(pixels: Tensor) -> Tensor:  # (k, 3, h, w) -> (k, 4 · 24, h / 32, w / 32)
+            means = nn.functional.avg_pool2d(self.stem_features(pixels), MOTION_CELL // MOTION_STRIDE // 2)
+            return nn.functional.pixel_unshuffle(means, 2)
+
+        x, mask = self._each_frame(batch, fine)
+        real = x.new_ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
+        moving = x - x.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1).unsqueeze(-1)
+        return self.project(moving.masked_fill(~real.unsqueeze(-1), 0.0)), mask, batch["time"]
 
     def _tubelets(
         self, batch: Batch
