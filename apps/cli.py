@@ -229,10 +229,16 @@ def check(
     raise typer.Exit(run(bundle, data, split=split, target=target, batch_size=batch_size, threads=threads))
 
 
+ONLY_HELP = (
+    "Run this case only; may be given several times: padded, windows, lengths, fps, knn, engines, dense, "
+    "gpu-padded, gpu-sigmoid, gpu-rate."
+)
+
+
 @app.command()
 def bench(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and pictures.")] = Path("bench"),
-    only: Annotated[list[str] | None, typer.Option(help="Run this case only; may be given several times.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: only to see that it runs.")] = False,
     threads: Threads = None,
 ) -> None:

@@ -50,7 +50,7 @@ class EncoderConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.attention_kind not in ("softmax", "sigmoid"):
             raise ValueError(f"attention_kind must be softmax or sigmoid, got {self.attention_kind!r}")
@@ -174,6 +174,10 @@ class Encoder(nn.Module):
         packing = packing_of(mask, WORTH if self.config.windows is None else 0.0) if self.packing else None
         if packing is not None:
             x = packing.pack(x)
+        elif (
+            mask is not None
+        ):  # what stands at padded places is undefined and may be NaN, which no weight of zero hides
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
         for i, block in enumerate(self.blocks, 1):
             x = block(x, mask) if packing is None else block(x, None, packing.lengths)
             if i in wanted:

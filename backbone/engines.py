@@ -79,6 +79,8 @@ class OnnxEncoder(Encoder):
             raise ValueError(f"tokens of width {tokens.x.shape[-1]} do not fit an encoder of width {self.config.width}")
         self._device_check(tokens.x)
         self._device_check(next(self.parameters()))
+        if tokens.x.numel() == 0:  # onnxruntime reshapes nothing that is empty
+            return self.plain(tokens, layers=layers)
         numbers = tuple(self._layer_number(layer) for layer in layers)
         outputs = self._run(tokens.x, tokens.mask, numbers)
         hidden = {layer: tokens.replace(x) for layer, x in zip(layers, outputs[1:])}

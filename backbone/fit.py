@@ -65,8 +65,9 @@ class CrossBlock(nn.Module):
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None
     ) -> Float[Tensor, "b n d"]:
         (b, n, d), m = x.shape, context.shape[1]
-        q = self.q(self.norm1(x)).view(b, n, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(self.norm_context(context)).view(b, m, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        head_width = d // self.heads
+        q = self.q(self.norm1(x)).view(b, n, self.heads, head_width).transpose(1, 2)
+        k, v = self.kv(self.norm_context(context)).view(b, m, 2, self.heads, head_width).permute(2, 0, 3, 1, 4)
         x = x + self.proj(attention(q, k, v, mask=mask).transpose(1, 2).reshape(b, n, d))
         return x + self.mlp(self.norm2(x))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -120,6 +121,10 @@ def _check(config: EncoderConfig, mixers: Sequence[str], options: Mapping[str, M
     unused = sorted(set(options) - set(mixers))
     if unused:
         raise ValueError(f"options for mixers that no block uses: {', '.join(unused)}")
+    for name, given in options.items():
+        unknown = sorted(set(given) - set(signature(MIXERS[name]).parameters) | set(given) & {"width", "heads"})
+        if unknown:
+            raise ValueError(f"the mixer {name} takes no {', '.join(unknown)}")
     plain = EncoderConfig()
     for name in ("class_token", "registers", "qk_norm", "windows", "attention_kind"):
         if getattr(config, name, None) != getattr(plain, name, None):

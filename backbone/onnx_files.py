@@ -27,7 +27,7 @@ from polysense.backbone.encoder import Encoder
 from polysense.core.errors import InputError
 from polysense.core.types import Tokens
 
-LAYOUT = 1  # raised when this file makes other graphs of the same encoder
+LAYOUT = 2  # raised when this file makes other graphs of the same encoder
 OPSET = 17  # the first with LayerNormalization
 CLOSE = 1e-4  # largest difference from torch, as a share of the largest value (of 1 where all are smaller)
 LARGEST = 1.9e9  # bytes of weights: one ONNX file holds 2 GB
@@ -45,14 +45,19 @@ def cache_folder() -> Path:
 
 
 def require_onnx() -> None:
-    """Makes sure that the extra is installed.
+    """Makes sure that the extra is installed, and that onnxruntime keeps what it runs to itself.
 
     Raises:
         InputError: It is not.
     """
+    # From 1.29 on it reports every session (hashes of the model, the file's name) to its maker unless told not to, and
+    # puts an id of the machine into the cache folder as it is imported.
+    quiet = os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         for name in ("onnx", "onnxruntime"):
-            import_module(name)
+            module = import_module(name)
+        if quiet == "1":
+            module.disable_telemetry_events()  # somebody else may have imported it before
     except ImportError as error:
         fix = "install them with: pip install 'polysense[onnx]'"
         raise InputError("engine onnx", f"it needs onnx and onnxruntime ({error})", fix) from error
@@ -71,18 +76,20 @@ def onnx_file(encoder: Encoder, layers: Sequence[int], *, masked: bool, int8: bo
         int8: Whether the linears' weights are 8-bit integers.
 
     Raises:
-        InputError: The extra is missing, or the encoder cannot be exported.
+        InputError: The extra is missing, the encoder cannot be exported, or the cache folder cannot be written.
     """
     require_onnx()
     path = cache_folder() / "onnx" / f"{graph_key(encoder, layers)}-{'masked' if masked else 'dense'}.onnx"
-    if not path.is_file():
-        _write(path, lambda partial: _export(encoder, layers, masked, partial))
-    if not int8:
-        return path
     small = path.with_suffix(".int8.onnx")
-    if not small.is_file():
-        _write(small, lambda partial: _quantise(path, partial))
-    return small
+    try:
+        if not path.is_file():
+            _write(path, lambda partial: _export(encoder, layers, masked, partial))
+        if int8 and not small.is_file():
+            _write(small, lambda partial: _quantise(path, partial))
+    except OSError as error:
+        raise InputError(path.parent, f"the exported encoder cannot be written there ({error.strerror or error})",
+                         "set XDG_CACHE_HOME to a folder with room") from error  # fmt: skip
+    return small if int8 else path
 
 
 def graph_key(encoder: Encoder, layers: Sequence[int]) -> str:
@@ -183,7 +190,11 @@ def _quantise(path: Path, out: Path) -> None:
 
 
 def open_session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU."""
+    """An onnxruntime session on the CPU.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -192,7 +203,11 @@ def open_session(path: Path, threads: int) -> Any:
     # Threads that wait by spinning would take the cores from torch, whose tokenizer and head run between two calls.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own have no common class
+        first = str(error).strip().splitlines()[0]
+        raise InputError(path, f"onnxruntime cannot open it ({first})", "delete it: it is made anew") from error
 
 
 def run_session(session: Any, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from polysense.data.dataset import BoxTarget
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before any test imports onnxruntime
 # The tests' tensors are tiny: a second thread costs more in waiting than it computes, most of all on a busy machine.
 torch.set_num_threads(1)
 

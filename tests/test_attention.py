@@ -144,6 +144,13 @@ def test_many_blocks_and_chunks_equal_the_reference(kind, backend, causal, windo
         torch.testing.assert_close(out, expected[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [None, (2, 0, 7)])
+def test_a_window_beyond_all_keys_takes_no_room(lengths):
+    q, k, v = (x.detach() for x in _qkv(1, 9, 9, torch.float32))
+    wide = attention(q, k, v, window=10**12, lengths=lengths, backend="blocked")
+    torch.testing.assert_close(wide, attention(q, k, v, lengths=lengths, backend="reference"))
+
+
 @pytest.mark.parametrize(("kind", "backend"), CPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_stays_close_and_keeps_its_type(kind, backend, dtype):
@@ -232,6 +239,8 @@ BAD = {
     r"must be \(batch, heads, tokens, width\)": {"q": torch.zeros(9, 4)},
     "one float type": {"v": torch.zeros(3, 2, 9, 6, dtype=torch.float16)},
     "one device": {"v": torch.zeros(3, 2, 9, 6, dtype=torch.float64, device="meta")},
+    "at least one head of width 1": dict.fromkeys("qkv", torch.zeros(3, 0, 9, 4)),
+    r"of width 1, got q \(3, 2, 9, 0\)": dict.fromkeys("qkv", torch.zeros(3, 2, 9, 0)),
     "mask is on meta": {"mask": torch.zeros(3, 9, dtype=torch.bool, device="meta")},
     "mask must be bool": {"mask": torch.ones(3, 9)},
     r"mask must be bool \(3, 9\)": {"mask": torch.ones(3, 8, dtype=torch.bool)},
@@ -239,6 +248,11 @@ BAD = {
     "bias must be of a float type": {"bias": torch.zeros(9, 9, dtype=torch.bool)},
     "window must be a whole number of at least 0": {"window": -1},
     "window must be a whole number": {"window": 1.5},
+    "window must be a whole number of at least 0, or None for all keys, got inf": {"window": float("inf")},
+    "window must be a whole number of at least 0, or None for all keys, got nan": {"window": float("nan")},
+    "q must be a tensor, got ndarray": {"q": torch.zeros(3, 2, 9, 4).numpy()},
+    "mask must be a tensor, got list": {"mask": [[True] * 9] * 3},
+    "bias must be a tensor, got float": {"bias": 0.5},
     "as many queries as keys": {"q": torch.zeros(3, 2, 5, 4, dtype=torch.float64), "window": 2},
     "need as many queries": {"q": torch.zeros(3, 2, 5, 4, dtype=torch.float64), "causal": True},
     "with lengths, q, k, v are packed": {"lengths": (9, 9, 9)},

@@ -135,9 +135,23 @@ def test_half_types_are_summed_in_float32(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_sequences(kind):
-    q, k, v = _qkv(2, 0)
-    assert attention(q, k, v, kind=kind, extra=_extra(kind)).shape == (2, H, 0, E)
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_empty_sequences(kind, backend):
+    """Values as wide as keys, too: these take other kernels of torch's."""
+    for v in (torch.zeros(2, H, 0, E), torch.zeros(2, H, 0, D)):
+        q = torch.zeros(2, H, 0, D)
+        extra = {} if kind == "slab" else _extra(kind)
+        assert attention(q, q, v, kind=kind, extra=extra, backend=backend).shape == v.shape
+        packed = attention(q[:1], q[:1], v[:1], kind=kind, extra=extra, lengths=[0, 0], backend=backend)
+        assert packed.shape == v[:1].shape
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "block_diagonal"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_no_queries_get_no_answers(kind, backend):
+    q, k, v = torch.zeros(2, H, 0, D), torch.zeros(2, H, 4, D), torch.zeros(2, H, 4, E)
+    extra = {} if kind == "slab" else _extra(kind)
+    assert attention(q, k, v, kind=kind, extra=extra, backend=backend).shape == (2, H, 0, E)
 
 
 def test_urpe_with_ones_is_softmax_and_tells_equal_tokens_apart_otherwise():

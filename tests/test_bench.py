@@ -142,3 +142,9 @@ def test_facts_name_the_machine():
     facts = machine_facts()
     assert facts["torch"] == torch.__version__.split("+")[0] and facts["threads"] == torch.get_num_threads()
     assert not set(facts) & set(Row.__dataclass_fields__)
+
+
+def test_help_names_every_case():
+    from polysense.apps.cli import ONLY_HELP
+
+    assert all(name in ONLY_HELP for name in CASES)

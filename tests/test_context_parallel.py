@@ -78,6 +78,7 @@ def _faults(rank):
         "types of one rank": _fails(good, halves if rank == 0 else good, good),
         "between ranks": _fails(*[good.expand(1, 1 + rank, 3, 4)] * 3),
         "causal": _fails(good[:, :, :2], good, good, causal=True),
+        "no heads": _fails(*[good[:, : 1 - rank]] * 3),
     }
 
 
@@ -135,6 +136,7 @@ def test_ranks_of_a_group_count_within_it(ranks, method):
         ("types of one rank", (0, "must have one float type"), "do not fit on rank 0"),
         ("between ranks", (0, r"ranks differ in heads: [1, 2]"), "ranks differ in heads"),
         ("causal", (0, "as many queries as keys"), "as many queries as keys"),
+        ("no heads", (1, "at least one head"), "do not fit on rank 1"),
     ],
 )
 def test_every_rank_hears_of_a_fault(ranks, fault, own, other):

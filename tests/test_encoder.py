@@ -168,6 +168,17 @@ def test_padding_does_not_change_real_tokens(over):
     assert torch.equal(both.hidden[0].x, tokens.x) or over
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_what_stands_at_padded_places_is_never_read(kind, packing):
+    encoder = _small(attention_kind=kind)
+    encoder.packing = packing
+    tokens = _tokens(d=48)
+    spoilt = tokens.replace(tokens.x.masked_fill(~tokens.mask.unsqueeze(-1), float("nan")))
+    clean, found = encoder(tokens).last.x[tokens.mask], encoder(spoilt).last.x[tokens.mask]
+    torch.testing.assert_close(found, clean, rtol=1e-5, atol=1e-5)
+
+
 def test_hidden_layers_count_from_either_end():
     encoder = _small(final_norm=False)
     features = encoder(_tokens(d=48), layers=(3, -1, 1))

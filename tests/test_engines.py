@@ -1,6 +1,9 @@
 """Engines: onnxruntime answers as torch does, caches whole files only, and 8-bit weights must earn their place."""
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +176,43 @@ def test_a_killed_export_leaves_no_file(encoder, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         with_engine(encoder, "onnx")(tokens(), layers=(0, 2))
     assert sorted((cache / "onnx").iterdir()) == before
+
+
+def test_a_damaged_file_is_named(encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with_engine(encoder, "onnx")(tokens(masked=False))
+    (path,) = (tmp_path / "polysense" / "onnx").iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"cannot open it .*delete it: it is made anew") as raised:
+        onnx_files.open_session(path, 1)
+    assert path.name in str(raised.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named(encoder, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    with pytest.raises(InputError, match=r"cannot be written there .*set XDG_CACHE_HOME"):
+        with_engine(encoder, "onnx")(tokens())
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path):
+    """It would leave the id that it reports with in the cache folder."""
+    silent = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "GITHUB_ACTIONS", "TF_BUILD")
+    env = {name: value for name, value in os.environ.items() if name not in silent}
+    code = "from polysense.backbone.onnx_files import require_onnx; require_onnx()"
+    subprocess.run([sys.executable, "-c", code], env=env | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["onnx", "onnx-int8"])
+@pytest.mark.parametrize(("b", "n"), [(0, 5), (2, 0)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_nothing_in_nothing_out(b, n, masked, engine, encoder):
+    nothing = Tokens(
+        torch.zeros(b, n, 48), torch.ones(b, n, dtype=torch.bool) if masked else None, torch.zeros(b, n, 1)
+    )
+    features = with_engine(encoder, engine)(nothing, layers=(1,))
+    assert features.last.x.shape == features.hidden[1].x.shape == (b, n, 48)
 
 
 def test_a_wrong_graph_is_not_kept(encoder, monkeypatch):

@@ -53,6 +53,15 @@ def test_encoder_keeps_the_contract(make):
 
 
 @pytest.mark.parametrize("make", _encoders())
+@pytest.mark.parametrize(("b", "n"), [(0, 6), (2, 0), (0, 0)])
+def test_nothing_in_nothing_out(make, b, n):
+    encoder = make()
+    for mask in (None, torch.ones(b, n, dtype=torch.bool)):
+        features = encoder(Tokens(torch.zeros(b, n, WIDTH), mask, torch.zeros(b, n, 1)), layers=(1,))
+        assert features.last.x.shape == features.hidden[1].x.shape == (b, n, WIDTH)
+
+
+@pytest.mark.parametrize("make", _encoders())
 def test_start_as_identity_freeze_and_fingerprint(make):
     torch.manual_seed(0)
     encoder = make()
@@ -96,6 +105,8 @@ def test_mixers_cycle_through_the_blocks_and_take_options():
         ((CONFIG, ()), "a sequence"),
         ((CONFIG, ("convolution",)), "unknown mixer 'convolution'"),
         ((CONFIG, ("pool",), {"hyena": {}}), "no block uses: hyena"),
+        ((CONFIG, ("pool",), {"pool": {"radius": 3}}), "the mixer pool takes no radius"),
+        ((CONFIG, ("pool",), {"pool": {"width": 3}}), "the mixer pool takes no width"),
         ((EncoderConfig(width=WIDTH, heads=HEADS, class_token=True),), "no class_token"),
         ((EncoderConfig(width=WIDTH, heads=HEADS, qk_norm=True),), "no qk_norm"),
     ],

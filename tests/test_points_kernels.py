@@ -103,7 +103,7 @@ def test_interpolation_is_exact_on_points_and_mean_between():
         (lambda x: farthest_point_sampling(x, 11), "k must be from 1 to the number of points, 10"),
         (lambda x: farthest_point_sampling(x, 2, start=10), "start must be"),
         (lambda x: farthest_point_sampling(x, 2, backend="scipy"), "unknown backend 'scipy'"),
-        (lambda x: farthest_point_sampling(x[:, :2], 2), "must be \\(points, 3\\)"),
+        (lambda x: farthest_point_sampling(x[:, :2], 2), "must be an array \\(points, 3\\)"),
         (lambda x: farthest_point_sampling(x[:0], 1), "at least one point"),
         (lambda x: farthest_point_sampling(x.astype(int), 1), "floating point"),
         (lambda x: farthest_point_sampling(x * np.nan, 1), "10 of 10 points are not finite"),
@@ -123,11 +123,45 @@ def test_interpolation_is_exact_on_points_and_mean_between():
         (lambda x: knn(x, x, 11), "k must be from 1 to the number of points, 10"),
         (lambda x: knn(x, x.astype(np.float32), 1), "one type"),
         (lambda x: knn(x, x, 1, backend="numpy"), "unknown backend 'numpy'"),
+        (lambda x: farthest_point_sampling(x.tolist(), 2), "must be an array"),
+        (lambda x: farthest_point_sampling(None, 2), "must be an array"),
+        (lambda x: farthest_point_sampling(x, 2.0), "k must be a whole number, got 2.0"),
+        (lambda x: knn(x, x, None), "k must be a whole number"),
+        (lambda x: ball_query(x, x, 1.0, 2.5), "k must be a whole number"),
+        (lambda x: interpolate_weights(x[None], x[None]), "one cloud at a time"),
+        (lambda x: interpolate_weights([x], [x]), "one cloud at a time"),
+        (lambda x: farthest_point_sampling((x * 1e20).astype(np.float32), 2), "not finite .* beyond ±5e"),
+        (lambda x: farthest_point_sampling(x.astype(np.longdouble) * np.inf, 2), "10 of 10 points are not finite"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.random.default_rng(0).random((10, 3)))
+
+
+@pytest.mark.parametrize("backend", ["reference", *SAMPLERS, *FINDERS])
+def test_any_byte_order_and_layout_is_read(backend):
+    xyz = CLOUDS["float32"][:100]
+    find = partial(knn, k=4, backend=backend) if backend in FINDERS else None
+    frozen = xyz.copy()
+    frozen.flags.writeable = False
+    for other in (xyz.astype(">f4"), np.asfortranarray(xyz), xyz[::-1].copy()[::-1], frozen):
+        if find is not None:
+            assert np.array_equal(find(other, other)[0], find(xyz, xyz)[0])
+            assert np.array_equal(ball_query(other, other, 0.3, 4)[0], ball_query(xyz, xyz, 0.3, 4)[0])
+        if backend in ("reference", *SAMPLERS):
+            found, wanted = (farthest_point_sampling(x, 9, backend=backend) for x in (other, xyz))
+            assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_start_of_a_large_cloud_far_from_the_origin_is_its_farthest_point(as_tensor):
+    """Coordinates of a national grid: added up in float32 their mean would lie kilometres outside the cloud."""
+    rng = np.random.default_rng(0)
+    xyz = (rng.random((1_000_000, 3)) * 100 + [400_000, 5_600_000, 300]).astype(np.float32)
+    xyz[123_456] = 400_050, 5_600_300, 350  # 250 off to the north, where the wrong mean would be near
+    cloud = torch.from_numpy(xyz) if as_tensor else xyz
+    assert farthest_point_sampling(cloud, 1).tolist() == [123_456]
 
 
 def test_half_precision_is_widened():

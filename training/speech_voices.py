@@ -176,6 +176,9 @@ class Piper:
 
 def session(path: Path) -> Any:
     """An ONNX model on one thread."""
+    from polysense.backbone.onnx_files import require_onnx
+
+    require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -103,7 +103,8 @@ def attention(
         v: Values.
         kind: One of `available_kinds()`.
         lengths: Tokens of each sequence (packed layout, self-attention); no mask or bias then.
-        mask: True where a key is real (padded layout); None where all are.
+        mask: True where a key is real (padded layout); None where all are. Softmax and sigmoid want finite numbers at
+            the other keys too (a weight of zero does not stop NaN); the other kinds read nothing there.
         bias: Finite, added to the scaled scores before the nonlinearity (padded layout).
         window: A query i sees the keys |i - j| <= window of its sequence; needs n == m.
         causal: A query i sees the keys j <= i of its sequence only; needs n == m.

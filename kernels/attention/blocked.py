@@ -25,12 +25,12 @@ FORWARD_BLOCK, TRAINING_BLOCK = 32, 64  # the backward pass adds overlapping key
 
 
 def softmax(call: Call) -> Float[Tensor, "b h n e"]:
-    w = call.window
-    assert w is not None
+    assert call.window is not None
     b, _, n, _ = call.q.shape
     t = b * n
     if t == 0:
         return call.v
+    w = min(call.window, max(call.lengths or (n,)) - 1)  # a wider one shows no more, and takes room for what it could
     r = TRAINING_BLOCK if torch.is_grad_enabled() and call.k.requires_grad else FORWARD_BLOCK
     short = -t % r  # tokens that the last block lacks
     q = F.pad(_stream(call.q), (0, 0, 0, 0, 0, short)).unflatten(0, (-1, r)).transpose(1, 2)

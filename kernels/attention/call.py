@@ -70,6 +70,9 @@ def make_call(
     Raises:
         ValueError: Something does not fit; the message says what.
     """
+    for name, value in (("q", q), ("k", k), ("v", v), ("mask", mask), ("bias", bias), *(extra or {}).items()):
+        if not isinstance(value, Tensor) and not (value is None and name in ("mask", "bias")):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     if torch.is_autocast_enabled(q.device.type):  # a norm of queries and keys leaves float32 beside half values
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -81,15 +84,14 @@ def make_call(
         raise ValueError(f"mask must be bool ({k.shape[0]}, {m}), got {mask.dtype} {tuple(mask.shape)}")
     if bias is not None:
         bias = _checked_bias(bias, q, m)
-    if window is not None and (isinstance(window, bool) or int(window) != window or window < 0):
-        raise ValueError(f"window must be a whole number of at least 0, or None for all keys, got {window!r}")
+    window = None if window is None else _checked_window(window)
     if (window is not None or causal) and n != m:
         raise ValueError(f"window and causal need as many queries as keys (self-attention), got {n} and {m}")
     for name, value in (("mask", mask), ("bias", bias), *(extra or {}).items()):
         if value is not None and value.device != q.device:
             raise ValueError(f"{name} is on {value.device}, q on {q.device}; move it there")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return Call(q, k, v, lengths, mask, bias, None if window is None else int(window), bool(causal), scale, extra or {})
+    return Call(q, k, v, lengths, mask, bias, window, bool(causal), scale, extra or {})
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -98,6 +100,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k, v must be (batch, heads, tokens, width), got {shapes}")
     if q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3]:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not go together")
+    if min(q.shape[1], q.shape[3], v.shape[3]) < 1:  # torch's fused attention ends the whole process where it has none
+        raise ValueError(f"there must be at least one head of width 1, got q {tuple(q.shape)}, v {tuple(v.shape)}")
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v must have one float type, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.device == k.device == v.device:
@@ -122,6 +126,16 @@ def _checked_lengths(
     if min(counts, default=0) < 0 or sum(counts) != q.shape[2]:
         raise ValueError(f"lengths must be at least 0 and sum to {q.shape[2]} tokens, got {_short(counts)}")
     return counts
+
+
+def _checked_window(window: int) -> int:
+    try:
+        whole = -1 if isinstance(window, bool) else int(window)
+    except (TypeError, ValueError, OverflowError):  # a list, NaN, infinity
+        whole = -1
+    if whole < 0 or whole != window:
+        raise ValueError(f"window must be a whole number of at least 0, or None for all keys, got {window!r}")
+    return whole
 
 
 def _checked_bias(bias: Tensor, q: Tensor, m: int) -> Tensor:

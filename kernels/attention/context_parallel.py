@@ -123,6 +123,8 @@ def _fault(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
         return f"{shapes} must be (batch, heads, tokens, width)"
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
         return f"{shapes} do not go together"
+    if min(q.shape[1], q.shape[3], v.shape[3]) < 1:
+        return f"{shapes} need at least one head of width 1"
     if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
         return f"q, k, v must have one float type, got {q.dtype}, {k.dtype}, {v.dtype}"
     if causal and q.shape[2] != k.shape[2]:

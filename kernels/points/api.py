@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from polysense.kernels.points import backends
-from polysense.kernels.points.clouds import as_clouds, like
+from polysense.kernels.points.clouds import as_clouds, like, whole
 
 Array = TypeVar("Array", np.ndarray, Tensor, list[np.ndarray], list[Tensor])
 
@@ -58,7 +58,7 @@ def farthest_point_sampling(
         ValueError: Shapes, values, `k`, `start`, `seed` or the backend do not fit.
     """
     clouds = as_clouds("xyz", xyz, lengths)
-    fewest = min(map(len, clouds))
+    k, fewest = whole("k", k), min(map(len, clouds))
     if not 1 <= k <= fewest:
         raise ValueError(f"k must be from 1 to the number of points, {fewest}, got {k}")
     run = backends.sampler(backend, clouds, k)
@@ -85,7 +85,7 @@ def knn(
         ValueError: Shapes, values, `k` or the backend do not fit.
     """
     pairs = _pairs(queries, points, lengths)
-    fewest = min(len(b) for _, b in pairs)
+    k, fewest = whole("k", k), min(len(b) for _, b in pairs)
     if not 1 <= k <= fewest:
         raise ValueError(f"k must be from 1 to the number of points, {fewest}, got {k}")
     run = backends.finder(backend, [b for _, b in pairs])
@@ -124,6 +124,7 @@ def ball_query(
     """
     if not 0 < radius < np.inf:
         raise ValueError(f"radius must be a finite number above 0, got {radius}")
+    k = whole("k", k)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     pairs = _pairs(queries, points, lengths)
@@ -148,7 +149,9 @@ def interpolate_weights(queries: Array, points: Array, k: int = 3, *, backend: s
     Raises:
         ValueError: As for `knn`.
     """
-    found: tuple[Any, Any] = knn(queries, points, min(k, len(points)), backend=backend)
+    if getattr(queries, "ndim", 0) != 2 or getattr(points, "ndim", 0) != 2:
+        raise ValueError("weights are of one cloud at a time: queries (q, 3) and points (n, 3)")
+    found: tuple[Any, Any] = knn(queries, points, min(whole("k", k), len(points)), backend=backend)
     indices, distances = found
     # Relative to the nearest one: a query that lies on a point takes its value alone, whatever the unit of length.
     inverse = (distances[:, :1] + 1e-12) / (distances + 1e-12)
@@ -172,7 +175,7 @@ def _starts(clouds: Sequence[Any], start: int | Sequence[int] | None, seed: int 
     if seed is not None:
         return [int(np.random.default_rng(seed).integers(len(cloud))) for cloud in clouds]
     if start is None:
-        return [int(_squared_norm(cloud - cloud.mean(0)).argmax()) for cloud in clouds]
+        return [int(_squared_norm(cloud - _centroid(cloud)).argmax()) for cloud in clouds]
     starts = [start] * len(clouds) if isinstance(start, int | np.integer) else [int(first) for first in start]
     if len(starts) != len(clouds):
         raise ValueError(f"start holds {len(starts)} indices for {len(clouds)} clouds")
@@ -180,6 +183,14 @@ def _starts(clouds: Sequence[Any], start: int | Sequence[int] | None, seed: int 
         if not 0 <= first < len(cloud):
             raise ValueError(f"start must be from 0 to {len(cloud) - 1}, got {first}")
     return starts
+
+
+def _centroid(cloud: Any) -> Any:
+    """Summed in float64: in float32 a million coordinates of a national grid, one after another, end kilometres off."""
+    if isinstance(cloud, np.ndarray):
+        return cloud.mean(0, dtype=np.promote_types(cloud.dtype, np.float64)).astype(cloud.dtype)
+    # Apple's GPUs have no float64; torch's own sums go by halves, and lose little.
+    return cloud.mean(0, dtype=None if cloud.device.type == "mps" else torch.float64).to(cloud.dtype)
 
 
 def _squared_norm(v: Any) -> Any:
