@@ -123,9 +123,7 @@ def embedded_tokenizer_state(modality: str) -> dict[str, Tensor]:
     Raises:
         InputError: The package carries none for this modality.
     """
-    path = embedded_folder() / "tokenizers" / f"{modality}.safetensors"
-    state, _ = checkpoints.read_state(path)
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return _tokenizer_state(embedded_folder() / "tokenizers", modality)[0]
 
 
 def tokenizer_weights(spec: str, modality: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,10 +137,24 @@ def tokenizer_weights(spec: str, modality: str) -> tuple[dict[str, Tensor], dict
         Both empty where there are none; the embedded ones have the default configuration.
     """
     kind, _, name = spec.partition(":")
-    path = Path(name).expanduser().parent / "tokenizers" / f"{modality}.safetensors"
-    if kind == "embedded" and (embedded_folder() / "tokenizers" / path.name).is_file():
+    if kind == "embedded" and _tokenizer_file(embedded_folder() / "tokenizers", modality).is_file():
         return embedded_tokenizer_state(modality), {}
-    if kind != "file" or not path.is_file():
+    folder = Path(name).expanduser().parent / "tokenizers"
+    if kind != "file" or not _tokenizer_file(folder, modality).is_file():
         return {}, {}
+    return _tokenizer_state(folder, modality)
+
+
+def _tokenizer_file(folder: Path, modality: str) -> Path:
+    """Where a tokenizer's weights stand. Clips that were not pretrained themselves begin with what pictures taught."""
+    path = folder / f"{modality}.safetensors"
+    return folder / "image.safetensors" if modality == "video" and not path.is_file() else path
+
+
+def _tokenizer_state(folder: Path, modality: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = _tokenizer_file(folder, modality)
     state, config = checkpoints.read_state(path)
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, config
+    if path.stem != modality:  # what both have
+        state = {name: value for name, value in state.items() if name.startswith(("stem.", "project."))}
+        config = {"stride": config["stride"]} if "stride" in config else {}
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}, config

@@ -26,8 +26,8 @@ from polysense.pipeline import Pipeline
 from polysense.saving import save
 from polysense.tasks import TASKS
 from polysense.training.evaluate import measure
-from polysense.training.fit import BATCH, Recipe, build_for, calibrate, train_pipeline
-from polysense.training.grow_trees import regrow
+from polysense.training.fit import BATCH, build_for, calibrate, finish, train_pipeline
+from polysense.training.joint import Recipe
 from polysense.training.progress import Progress
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources, open_sources
 from polysense.training.synthetic import synthetic_series
@@ -174,11 +174,13 @@ def any_series(data: Path, work: Path) -> Sources:
 
 PLANS: dict[str, Plan] = {
     "caltech101": Plan("image-classification", folder("image-classification", "image/caltech101"),
-                       "Caltech-101 (101 kinds of objects)", "CC BY 4.0", tokenizer={"size": 192}, default=False),
+                       "Caltech-101 (101 kinds of objects)", "CC BY 4.0", tokenizer={"size": 192},
+                       head={"layers": (0,)}, default=False),
     "tiny200": Plan("image-classification", tiny_imagenet, "a 9,000-image part of Tiny-ImageNet (200 kinds)",
-                    "ImageNet terms, no licence stated for commercial use of the pictures"),
+                    "ImageNet terms, no licence stated for commercial use of the pictures", head={"layers": (0,)}),
     "cifar10": Plan("image-classification", folder("image-classification", "image/cifar10"),
-                    "5,000 images of CIFAR-10 (10 kinds)", "free for research and use, cite", default=False),
+                    "5,000 images of CIFAR-10 (10 kinds)", "free for research and use, cite", head={"layers": (0,)},
+                    default=False),
     "xray": Plan("image-classification", folder("image-classification", "xray/covid_cxr"),
                  "510 chest X-rays (covid19, pneumonia, no findings)", "NIH ChestX-ray8 with attribution; mixed CC",
                  tokenizer={"size": 192}, default=False),
@@ -208,6 +210,7 @@ def make(name: str, data: Path, work: Path) -> None:
     plan = PLANS[name]
     sources = plan.sources(data, work)
     measured = "test" if "test" in sources.splits() else "val"
+    own_validation = "val" in sources.splits()
     sources = sources.with_validation(0.15, 0)
     pipeline = build_for(plan.task, sources, "embedded", plan.tokenizer, plan.head, 0)
     if plan.go_on:
@@ -216,9 +219,9 @@ def make(name: str, data: Path, work: Path) -> None:
     size = recipe.batch_size if recipe.epochs else BATCH.get(pipeline.modality, 64)
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment)
     validation = sources.examples(pipeline.tokenizer, "val")
-    train_pipeline(pipeline, learning, validation, recipe, Progress())
+    run = train_pipeline(pipeline, learning, validation, recipe, Progress())
     calibrate(pipeline, validation, size)
-    regrow(pipeline, learning, validation, 0)
+    finish(pipeline, run, learning, validation, 0, own_validation)
     pipeline.name = name
     ship(pipeline, plan, name, measure(round_half(pipeline), sources.examples(pipeline.tokenizer, measured), 32),
          f"{plan.data}, {measured} part")  # fmt: skip

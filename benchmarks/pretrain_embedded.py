@@ -1,10 +1,13 @@
-"""The short joint pretraining that made the embedded encoder: `python benchmarks/pretrain_embedded.py DATA CACHE OUT`.
+"""The joint pretraining that made the embedded encoder: `python benchmarks/pretrain_embedded.py DATA CACHE OUT STEPS`.
 
-DATA is the folder of public data sets named in docs/pretraining.md, CACHE holds what `training.pretrain_cache` wrote.
+DATA is the folder of public data sets named in docs/pretraining.md, CACHE holds what `cache_embedded.py` wrote. On
+several cores: `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/pretrain_embedded.py …`; the processes share a
+batch.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.data.dataset import list_files
 from polysense.data.time_series import SeriesFrame, read_series
+from polysense.pipeline import load_tokenizer_weights
 from polysense.tokenizers.audio import AudioConfig, AudioTokenizer
 from polysense.tokenizers.image import ImageConfig, ImageTokenizer
 from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer
@@ -27,6 +31,9 @@ from polysense.training.synthetic import synthetic_series, synthetic_table
 from polysense.training.teachers import Yamnet, lite0_stem, load_lite0
 
 HORIZON = 64
+SETTLED = 0.5  # share of the tuning that the picture stem keeps, by held-out training rows (docs/pretraining.md)
+WHOLE_BATCH = {"image": 120, "audio": 40, "point_cloud": 16, "series": 16, "table": 32}
+BATCH = {name: size // int(os.environ.get("WORLD_SIZE", 1)) for name, size in WHOLE_BATCH.items()}  # of one process
 
 
 def images(cache: Path) -> PictureStream:
@@ -42,7 +49,7 @@ def images(cache: Path) -> PictureStream:
             PictureSet("tiny", views("tiny"), 0.2, True, held_out=900),
             PictureSet("plain", views("plain"), 0.33, False),
             PictureSet("xray", views("xray"), 0.05, True)]  # fmt: skip
-    return PictureStream("image", tokenizer, 128, sets, 0.3)
+    return PictureStream("image", tokenizer, BATCH["image"], sets, 0.3)
 
 
 def sounds(cache: Path, yamnet: Path) -> FrontStream:
@@ -50,17 +57,21 @@ def sounds(cache: Path, yamnet: Path) -> FrontStream:
     tokenizer.stem.load_state_dict(Yamnet(yamnet).stem().state_dict())
     cells = torch.cartesian_prod(torch.arange(6.0), torch.arange(4.0)) + 0.5
     pos = cells * torch.tensor([0.16 / 10, 0.25])  # seconds in units of 10 s, share of the bands
-    return FrontStream("audio", tokenizer, 40, {"sounds": (cache / "sounds.safetensors", 0.6, False),
+    return FrontStream("audio", tokenizer, BATCH["audio"], {"sounds": (cache / "sounds.safetensors", 0.6, False),
                                                 "speech": (cache / "speech.safetensors", 0.4, True)}, pos)  # fmt: skip
 
 
+# Clouds and series begin with what the tokenizers of the encoder before have learnt.
 def clouds(data: Path, cache: Path) -> CloudStream:
+    tokenizer = PointCloudTokenizer(PointCloudConfig())
+    load_tokenizer_weights(tokenizer, "point_cloud")
     samples = cloud_samples(data, cache / "clouds.safetensors")
-    return CloudStream("point_cloud", PointCloudTokenizer(PointCloudConfig()), 16, samples)
+    return CloudStream("point_cloud", tokenizer, BATCH["point_cloud"], samples)
 
 
 def series(data: Path) -> SeriesStream:
     tokenizer = TimeSeriesTokenizer(SeriesConfig(context=256, center="last"))
+    load_tokenizer_weights(tokenizer, "time_series")
     files = [f for f in list_files(data / "general", (".csv",)) if f.name != "INDEX.csv"]
     frames = [frame for frame in map(read_series, files) if len(frame.values) > HORIZON + 32]
 
@@ -81,7 +92,7 @@ def series(data: Path) -> SeriesStream:
             return windows(rng)
         return [(tokenizer.window_sample(frame, end), frame.values[end:, 0])]
 
-    return SeriesStream("time_series", tokenizer, 16, windows, HORIZON)
+    return SeriesStream("time_series", tokenizer, BATCH["series"], windows, HORIZON)
 
 
 def tables(count: int = 12) -> TableStream:
@@ -92,18 +103,35 @@ def tables(count: int = 12) -> TableStream:
         columns, labels = synthetic_table(rng)
         frame = pd.DataFrame(columns, columns=[f"c{i}" for i in range(columns.shape[1])])
         tokenizer = TabularTokenizer(TabularTokenizer.fit_config(TabularConfig(), [frame]))
-        streams.append(SampleStream("table", tokenizer, 32, list(tokenizer.read_all(frame)), labels.tolist()))
+        streams.append(
+            SampleStream("table", tokenizer, BATCH["table"], list(tokenizer.read_all(frame)), labels.tolist())
+        )
     return TableStream("tabular", streams)
+
+
+@torch.no_grad()
+def settle_stem(stream: PictureStream, share: float) -> None:
+    """Sets the tuned blocks between the published (0) and the tuned weights (1), where they stay.
+
+    Between the two a network often knows more than at either end, most of all of what it was not tuned on (WiSE-FT,
+    Wortsman et al. 2022).
+    """
+    for tuned, published in zip(stream.late.parameters(), stream.frozen.parameters(), strict=True):
+        tuned.lerp_(published, 1 - share)
+    stream.stem_lr = 0.0
 
 
 def main() -> None:
     data, cache, out = (Path(arg) for arg in sys.argv[1:4])
-    steps = int(sys.argv[4]) if len(sys.argv) > 4 else 800
+    steps = int(sys.argv[4])
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(width=192, depth=6, heads=3, final_norm=False)).start_as_identity()
-    streams = [images(cache), sounds(cache, data / "teachers/yamnet/yamnet.tflite"), clouds(data / "pointcloud", cache),
+    pictures = images(cache)
+    streams = [pictures, sounds(cache, data / "teachers/yamnet/yamnet.tflite"), clouds(data / "pointcloud", cache),
                series(data / "timeseries_forecasting"), tables()]  # fmt: skip
-    pretrain(encoder, streams, PretrainConfig(steps=steps), out)
+    pretrain(encoder, streams, PretrainConfig(steps=steps, warmup=100, seed=5), out)
+    settle_stem(pictures, SETTLED)
+    pretrain(encoder, streams, PretrainConfig(steps=steps // 8, lr=3e-4, warmup=20, seed=6), out / "settled")
 
 
 if __name__ == "__main__":

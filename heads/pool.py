@@ -74,7 +74,8 @@ def _course(tokens: Tokens) -> Float[Tensor, "b f"]:
 
 
 class Pool(nn.Module):
-    """Chosen statistics of the last and of chosen hidden layers, side by side, each set to unit variance.
+    """Chosen statistics of the last and of chosen hidden layers, side by side, each set to unit variance
+    (but "change").
 
     Without learned parameters, so that what it gives for a frozen tokenizer and encoder can be computed once.
 
@@ -95,12 +96,18 @@ class Pool(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "b f"]:
         levels = [features.last, *(features.hidden[layer] for layer in self.layers)]
-        parts = [masked_statistic(level, kind) for level in levels for kind in self.pooling if kind != "cls"]
+        parts = [_scaled(masked_statistic(level, kind), kind)
+                 for level in levels for kind in self.pooling if kind != "cls"]  # fmt: skip
         if "cls" in self.pooling:
             if features.cls is None:
                 raise ValueError("pooling 'cls' needs an encoder with a class token; use mean or max")
-            parts.append(features.cls)
-        return torch.cat([nn.functional.layer_norm(part, part.shape[-1:]) for part in parts], -1)
+            parts.append(_scaled(features.cls, "cls"))
+        return torch.cat(parts, -1)
+
+
+def _scaled(part: Float[Tensor, "b f"], kind: str) -> Float[Tensor, "b f"]:
+    """Unit variance, but for "change": how much moves is what it tells."""
+    return part if kind == "change" else nn.functional.layer_norm(part, part.shape[-1:])
 
 
 class PooledHead(Head):

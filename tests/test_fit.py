@@ -16,8 +16,10 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training import evaluate as evaluation
 from polysense.training import fit as fitting
+from polysense.training import joint
 from polysense.training.evaluate import evaluate, measure
-from polysense.training.fit import Best, Recipe, fit, make_optimiser, train_step
+from polysense.training.fit import fit
+from polysense.training.joint import Best, Recipe, batches, make_optimiser, train_step
 from polysense.training.sources import open_sources
 
 PATCHES = {"form": "patch", "size": 64}  # learns colours from random weights, fast
@@ -45,6 +47,21 @@ def test_class_folders(quick, image_folders, encoder):
     # The data have no test part: evaluate measures them whole.
     assert evaluate(result.path, image_folders)["accuracy"] == 1.0
     assert evaluate(bundle, image_folders, split="val", batch_size=3)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_validation_rows_teach_at_the_end_unless_the_data_name_them(own, quick, image_folders, tmp_path, monkeypatch):
+    solved = []
+    monkeypatch.setattr(fitting, "solve_again", lambda pipeline, probed: solved.append(probed.val[0].shape[0]))
+    data = image_folders
+    if own:
+        for i, file in enumerate(sorted(image_folders.rglob("*.png"))):
+            place = tmp_path / "parts" / ("val" if i % 4 == 0 else "train") / file.parent.name / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+        data = tmp_path / "parts"
+    quick("image-classification", data, tokenizer_options=PATCHES, val_share=0.25, epochs=0)
+    assert len(solved) == (0 if own else 1)
 
 
 def csv(tmp_path, rows=240, name="rows.csv"):
@@ -248,7 +265,7 @@ def test_what_learns(train, image_folders, encoder):
     recipe = Recipe(train=train, batch_size=8)
     examples = sources.examples(pipeline.tokenizer, "")
     optimiser = make_optimiser(pipeline, recipe)
-    for batch in fitting.batches(pipeline, examples, recipe, np.random.default_rng(0), 3):
+    for batch in batches(pipeline, examples, recipe, np.random.default_rng(0), 3):
         train_step(pipeline, batch, optimiser)
     parameters = dict(pipeline.named_parameters())
     changed = {name.split(".")[0] for name in parameters if not torch.equal(parameters[name], before[name])}
@@ -277,7 +294,7 @@ def test_batches_pass_over_small_data_evenly(image_folders, encoder):
     sources = open_sources(TASKS["image-classification"], image_folders)
     pipeline = Pipeline.build("image-classification", encoder=encoder, tokenizer=PATCHES, head=sources.head_options())
     examples = sources.examples(pipeline.tokenizer, "")
-    found = list(fitting.batches(pipeline, examples, Recipe(batch_size=16), np.random.default_rng(0), 9))
+    found = list(batches(pipeline, examples, Recipe(batch_size=16), np.random.default_rng(0), 9))
     assert len(found) == 9 and all(len(batch["meta"]) == 16 for batch, _ in found)
     drawn = [about["source"] for batch, _ in found for about in batch["meta"]]
     assert len(drawn) == 4 * 36 and all(drawn.count(source) == 4 for source in set(drawn)) and len(set(drawn)) == 36
@@ -291,7 +308,8 @@ def scripted(monkeypatch, scores):
         seen.append(pipeline.head.classify[-1].bias.detach().clone())
         return {"accuracy": scores[len(seen) - 1] if len(seen) <= len(scores) else 0.0, "log_loss": 1.0}
 
-    monkeypatch.setattr(fitting, "measure", fake)
+    for module in (fitting, joint):
+        monkeypatch.setattr(module, "measure", fake)
     return seen
 
 
@@ -304,6 +322,7 @@ def test_early_stopping_keeps_the_best(monkeypatch, quick, image_folders):
 
 def test_probe_alone(monkeypatch, quick, image_folders):
     seen = scripted(monkeypatch, [0.5])
+    monkeypatch.setattr(fitting, "solve_again", lambda pipeline, probed: None)
     result, bundle = quick("image-classification", image_folders, tokenizer_options=PATCHES, epochs=0)
     assert result.epochs == 0 and torch.equal(bundle.head.classify[-1].bias, seen[0]) and seen[0].any()
 

@@ -17,7 +17,7 @@ from polysense.heads.pool import STATISTICS, Pool, masked_statistic
 from polysense.heads.regress import RegressionConfig, RegressionHead
 from polysense.tasks import TASKS
 from polysense.training.fit import calibrate
-from polysense.training.probe import can_probe, pooled_features, probe
+from polysense.training.probe import can_probe, pooled_features, probe, solve_again
 
 WIDTH, TOKENS, HORIZON = 24, 5, 6
 LENGTHS = (5, 2, 3, 1)
@@ -123,6 +123,20 @@ def test_course_keeps_when_and_where():
     more = Tokens(padded.flatten(1, 3), mask.flatten(1), torch.zeros(1, 336, 3), (14, 4, 6))
     torch.testing.assert_close(masked_statistic(more, "course").view(6, 3, 3, 2), by_hand)
     assert Pool(2, ("course", "mean"), (0,)).width == 2 * 2 * 55
+
+
+def test_pooled_parts_have_unit_variance_but_change_keeps_its_size():
+    x = torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def pooled(factor):
+        tokens = Tokens(factor * x, None, torch.zeros(2, 12, 3), (3, 2, 2))
+        features = Features(tokens, {}, tokens.x[:, 0])
+        return Pool(WIDTH, ("mean", "change", "cls"))(features).unflatten(1, (3, WIDTH))
+
+    once, twice = pooled(1.0), pooled(2.0)
+    torch.testing.assert_close(twice[:, 1], 2 * once[:, 1])
+    torch.testing.assert_close(twice[:, ::2], once[:, ::2], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(once[:, ::2].var(-1, correction=0), torch.ones(2, 2), atol=1e-3, rtol=1e-3)
 
 
 def test_statistics_by_hand():
@@ -352,6 +366,24 @@ def test_probe_is_as_good_as_logistic_regression():
     assert target["labels"].tolist() == y_val.tolist()
     with torch.inference_mode():
         assert head.loss(head.from_pooled(x_val), target)["loss"] < 0.7 * np.log(3)
+
+
+def test_a_probe_solved_again_knows_the_validation_rows_too():
+    (x, y), (x_val, y_val) = rows_of(0, 40), rows_of(1, 250)
+    x_test, y_test = rows_of(2, 2000)
+    head = classifier()
+    names = np.array(head.config.classes)
+    pipeline = RowPipeline("image-classification", head)
+    probed = probe(pipeline, FrozenFeatures(x, names[y]), FrozenFeatures(x_val, names[y_val]), 64)
+    before = accuracy(head, x_test, y_test)
+    solve_again(pipeline, probed)
+    everything, labels = torch.cat([x, x_val]), np.concatenate([y, y_val])
+    scaled = ((everything - everything.mean(0)) / everything.std(0, correction=0)).numpy()
+    model = LogisticRegression(C=probed.strength / np.sqrt(x.shape[1]), max_iter=200).fit(scaled, labels)
+    with torch.inference_mode():
+        found = head.from_pooled(everything)["logits"].softmax(-1).numpy()
+    np.testing.assert_allclose(found, model.predict_proba(scaled), atol=1e-3)
+    assert accuracy(head, x_test, y_test) > before + 0.02
 
 
 def test_two_classes():

@@ -334,20 +334,26 @@ def main_code(arguments: list[str], code: int) -> None:
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     """Both hold the same weights in the end, other ones than a single process: its batch is twice as large."""
     path = config(data, "time_series", "tabular", name="two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = "import sys; from polysense.apps.cli import main; main(sys.argv[1:])"
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-              "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-    started = [
-        subprocess.Popen([sys.executable, "-c", script, "pretrain", str(path), "--out", str(tmp_path / "run"), "-q"],
-                         env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]  # fmt: skip
-    ends = [process.communicate(timeout=200) for process in started]
-    assert [process.returncode for process in started] == [0, 0], [error.decode()[-2000:] for _, error in ends]
+    script, out = "import sys; from polysense.apps.cli import main; main(sys.argv[1:])", str(tmp_path / "run")
+
+    def run_both() -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+                  "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        started = [
+            subprocess.Popen([sys.executable, "-c", script, "pretrain", str(path), "--out", out, "-q"],
+                             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+            for rank in range(2)
+        ]  # fmt: skip
+        ends = [process.communicate(timeout=200) for process in started]
+        assert [process.returncode for process in started] == [0, 0], [error.decode()[-2000:] for _, error in ends]
+
+    run_both()
     both = weights(tmp_path / "run")
+    run_both()  # a finished run is taken up again, and there is nothing left to do
+    assert all(torch.equal(value, both[name]) for name, value in weights(tmp_path / "run").items())
     alone = train(path, tmp_path / "alone")
     assert json.loads((tmp_path / "run" / "run.json").read_text()) and both.keys() == alone.keys()
     differ = [name for name in both if not torch.equal(both[name], alone[name])]

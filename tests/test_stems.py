@@ -36,7 +36,7 @@ def reference() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("stride", "last"), [(32, 11), (16, 10), (4, 2)])
+@pytest.mark.parametrize(("stride", "last"), [(32, 15), (16, 10), (4, 2)])
 @torch.no_grad()
 def test_lite0_is_the_front_of_efficientnet_lite0(reference: nn.Module, stride: int, last: int) -> None:
     stem = Lite0Stem(stride).eval()
@@ -57,10 +57,10 @@ def test_lite0_is_the_front_of_efficientnet_lite0(reference: nn.Module, stride: 
         expected = block(expected)
     got = stem(x)
     assert expected.std() > 0.1  # else equality would say little
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)  # 16 blocks of rounding
 
 
-@pytest.mark.parametrize(("stride", "channels"), [(32, 192), (16, 112), (4, 24)])
+@pytest.mark.parametrize(("stride", "channels"), [(32, 320), (16, 112), (4, 24)])
 def test_lite0_shape(stride: int, channels: int) -> None:
     stem = Lite0Stem(stride)
     assert stem(torch.zeros(1, 3, 64, 96)).shape == (1, channels, 64 // stride, 96 // stride)
@@ -73,13 +73,23 @@ def test_lite0_knows_three_strides() -> None:
 
 
 def test_lite0_is_as_small_as_promised() -> None:
-    assert sum(p.numel() for p in Lite0Stem().parameters()) == pytest.approx(0.92e6, rel=0.01)
+    assert sum(p.numel() for p in Lite0Stem().parameters()) == pytest.approx(2.94e6, rel=0.01)
+
+
+@torch.no_grad()
+def test_yamnet_gives_what_layer_7_says_and_what_layer_9_makes_of_it() -> None:
+    torch.manual_seed(0)
+    stem, mel = YamnetStem(), torch.randn(1, 1, 32, 64)
+    early, late = stem(mel).chunk(2, 1)
+    torch.testing.assert_close(late, stem.blocks[7](stem.blocks[6](early)))
+    stem.blocks[7].pointwise.bias.add_(1.0)
+    assert torch.equal(stem(mel)[:, :512], early) and not torch.equal(stem(mel)[:, 512:], late)
 
 
 def test_yamnet_shape_and_size() -> None:
     stem = YamnetStem()
-    assert stem(torch.zeros(2, 1, 96, 64)).shape == (2, 512, 6, 4)
-    assert sum(p.numel() for p in stem.parameters()) == pytest.approx(0.26e6, rel=0.05)
+    assert stem(torch.zeros(2, 1, 96, 64)).shape == (2, 1024, 6, 4)
+    assert sum(p.numel() for p in stem.parameters()) == pytest.approx(0.81e6, rel=0.02)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "before"), [(3, 1, 1), (3, 2, 0), (5, 1, 2), (5, 2, 1), (1, 1, 0)])

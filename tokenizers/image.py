@@ -54,7 +54,7 @@ class ImageConfig:
     form: str = "lite0"  # "lite0", "patch" or "vit"
     size: int = 128  # pixels: side of a square input, or the root of the area
     resize: str = "area"  # "area" keeps the aspect, "squash" makes a square, "crop" takes the centre square
-    stride: int = 32  # of the lite0 stem: 32 (192 channels) or 16 (112 channels)
+    stride: int = 32  # of the lite0 stem: 32 (320 channels) or 16 (112 channels)
     patch: int = 16  # side of a patch, forms "patch" and "vit"
     positions: str | None = None  # "none", "fourier" (learned, from coordinates), "sincos"; "vit" has "learned" only
     interpolation: str | None = None  # "bilinear" (lite0) or "bicubic"

@@ -1,8 +1,9 @@
 """Small convolutional front parts of tokenizers, with batch norms folded into biases.
 
-`lite0` is the front of EfficientNet-lite0 (Tan & Le 2019; blocks 0-11, stride 32, or 0-10, stride 16) and `yamnet` that
-of YAMNet's MobileNet v1 (Howard et al. 2017; layers 1-7, stride 16). Their published weights, Apache-2.0, may begin a
-tokenizer (see NOTICE); with random weights the same shapes train from scratch.
+`lite0` is EfficientNet-lite0 (Tan & Le 2019) without its wide last layer: all blocks (0-15, stride 32), or its front
+(blocks 0-10, stride 16, or 0-2, stride 4). `yamnet` is the front of YAMNet's MobileNet v1 (Howard et al. 2017; layers
+1-9, stride 16). Their published weights, Apache-2.0, may begin a tokenizer (see NOTICE); with random weights the same
+shapes train from scratch.
 
 Shape legend: b batch, c channels, h height, w width.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,9 +29,10 @@ class Stage(NamedTuple):
 
 
 LITE0 = (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 24, 2), Stage(6, 5, 2, 40, 2), Stage(6, 3, 2, 80, 3),
-         Stage(6, 5, 1, 112, 3), Stage(6, 5, 2, 192, 1))  # fmt: skip
-STAGES = {4: 2, 16: 5, 32: 6}  # how many of them give a stride
-YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512))  # (stride, channels) of layers 2-7
+         Stage(6, 5, 1, 112, 3), Stage(6, 5, 2, 192, 4), Stage(6, 3, 1, 320, 1))  # fmt: skip
+STAGES = {4: 2, 16: 5, 32: 7}  # how many of them give a stride
+YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), (1, 512), (1, 512))  # (stride, channels)
+YAMNET_EARLY = 6  # how many of them lead to the output that layers 8 and 9 go on from
 
 
 class PaddedConv(nn.Conv2d):
@@ -73,7 +76,7 @@ class Separable(nn.Module):
 
 
 class Lite0Stem(nn.Module):
-    """RGB scaled to -1..1 -> (b, 192, h/32, w/32), (b, 112, h/16, w/16) or (b, 24, h/4, w/4).
+    """RGB scaled to -1..1 -> (b, 320, h/32, w/32), (b, 112, h/16, w/16) or (b, 24, h/4, w/4).
 
     Sides must be multiples of the stride.
     """
@@ -97,9 +100,12 @@ class Lite0Stem(nn.Module):
 
 
 class YamnetStem(nn.Module):
-    """Log-mel (b, 1, frames, 64 bands) -> (b, 512, frames/16, 4). The number of frames must be a multiple of 16."""
+    """Log-mel (b, 1, frames, 64 bands) -> (b, 1024, frames/16, 4). The number of frames must be a multiple of 16.
 
-    stride, channels = 16, 512
+    What layers 7 and 9 give, side by side: sounds are told best by the later one, what is said by the earlier one.
+    """
+
+    stride, channels = 16, 1024
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,5 +116,6 @@ class YamnetStem(nn.Module):
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 512 t2 4"]:
-        return self.blocks(F.relu(self.first(x)))
+    def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 1024 t2 4"]:
+        early = self.blocks[:YAMNET_EARLY](F.relu(self.first(x)))
+        return torch.cat([early, self.blocks[YAMNET_EARLY:](early)], 1)

@@ -58,7 +58,7 @@ class VideoConfig:
     frames: int | None = None  # how many, evenly spaced in time: 8, motion and tubelet 16
     size: int | None = None  # pixels: side of a square input, or the root of the area: 128, tubelet 224
     resize: str | None = None  # "area" keeps the aspect (frames), "squash" makes a square (tubelet), "crop" its centre
-    stride: int = 32  # of the lite0 stem: 32 (192 channels) or 16 (112 channels)
+    stride: int = 32  # of the lite0 stem: 32 (320 channels) or 16 (112 channels)
     patch: int = 16  # side of a tubelet in pixels
     tube: int = 2  # frames of a tubelet
     interpolation: str = "bilinear"  # or "bicubic"

@@ -189,7 +189,9 @@ def _resume(path: Path, model: nn.Module, optimiser: Any, average: dict[str, tor
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         return 0
-    state = torch.load(path, weights_only=True, map_location=accelerator.device)
+    device = accelerator.device
+    # Several processes on CPUs have devices such as cpu:0, which torch.load does not know.
+    state = torch.load(path, weights_only=True, map_location="cpu" if device.type == "cpu" else device)
     try:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -222,8 +224,3 @@ def export(encoder: Encoder, streams: Sequence[Stream], out: Path) -> None:
         state = {name: value.half().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
         told = {"config": json.dumps(getattr(stream, "saved", {}))}
         save_file(state, folder / f"{stream.name}.safetensors", told)
-        if stream.name == "image":  # clips begin with what pictures taught: the same stem and projection
-            shared = {name: value for name, value in state.items() if name.startswith(("stem.", "project."))}
-            if shared and all(one.name != "video" for one in streams):
-                stride = {"config": json.dumps({"stride": tokenizer.config.stride})}
-                save_file(shared, folder / "video.safetensors", stride)

@@ -76,8 +76,9 @@ def cache_pictures(
                 views = [_shifted(image, rng) if vary else image for image in images]
                 boxes = [_crop(image.size, rng) if crop else None for image in views]
                 maps = teacher.early(_squashed(views, boxes, side), EARLY)
+                seen = maps if teacher_side == side else teacher.early(_squashed(views, boxes, teacher_side), EARLY)
                 rows["maps"].append(maps.permute(0, 2, 3, 1).half())
-                rows["teacher"].append(teacher(_squashed(views, boxes, teacher_side))[1].half())
+                rows["teacher"].append(teacher.pooled(seen, EARLY).half())
                 rows["label"].append(numbers)
     write_cache(out, rows, list(classes))
 

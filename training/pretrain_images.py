@@ -23,7 +23,7 @@ from polysense.backbone.encoder import Encoder
 from polysense.core.types import Tokens
 from polysense.tokenizers.image_grid import cell_centres
 from polysense.training.pretrain_cache import EARLY
-from polysense.training.pretrain_streams import Stream, rebuilt
+from polysense.training.pretrain_streams import Stream, principal_axes, rebuilt
 
 TEACH = 3.0  # weight of the teacher's loss: classes alone wear away what they do not name
 TUNED = 0.25  # share of batches whose gradient reaches the late blocks
@@ -78,6 +78,8 @@ class PictureStream(Stream):
             ])  # fmt: skip
         self.register_buffer("mean", sample.mean(0))
         self.register_buffer("std", sample.std(0).clamp_min(1e-3))
+        if sample.shape[-1] > tokenizer.width:
+            principal_axes(tokenizer.project, sample)
         self.teach = nn.Linear(tokenizer.width, self.sets[0].arrays["teacher"].shape[-1])
         self.decode = nn.Linear(tokenizer.width, sample.shape[-1])
         self.classify = nn.ModuleDict({
@@ -132,8 +134,6 @@ class PictureStream(Stream):
         return losses
 
     def _read(self, encoder: Encoder, maps: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            front = self.frozen(maps).flatten(2).transpose(1, 2)
         # Its gradient costs as much as all the rest: a quarter of the steps is enough for its lower rate.
         with torch.set_grad_enabled(rng.random() < TUNED):
             tuned = self.late(maps)
@@ -144,7 +144,10 @@ class PictureStream(Stream):
         tokens = Tokens(self.tokenizer.project(x) + position, None, pos.expand(len(x), -1, -1))
         shown, hidden = self.hide_some(tokens, rng, position)
         last = encoder(shown).last.x
-        rebuild = rebuilt(self.decode(last), (front - self.mean) / self.std, hidden)
+        masked = hidden.any(1)
+        with torch.no_grad():  # of the sequences that are to be rebuilt: half of them
+            front = self.frozen(maps[masked]).flatten(2).transpose(1, 2)
+        rebuild = rebuilt(self.decode(last[masked]), (front - self.mean) / self.std, hidden[masked])
         return last.mean(1), rebuild
 
 

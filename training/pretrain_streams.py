@@ -85,7 +85,7 @@ class FrontStream(Stream):
         self.register_buffer("mean", sample.mean(0))
         self.register_buffer("std", sample.std(0).clamp_min(1e-3))
         if sample.shape[-1] != tokenizer.width:
-            _principal_axes(tokenizer.project, sample)
+            principal_axes(tokenizer.project, sample)
         self.teach = nn.Linear(tokenizer.width, first["teacher"].shape[-1])
         self.decode = nn.Linear(tokenizer.width, first["tokens"].shape[-1])
         tagged = [cache["scores"].shape[-1] for cache in self.caches.values() if "scores" in cache]
@@ -140,7 +140,7 @@ class FrontStream(Stream):
         return first < cache["frames"][rows, None].clamp_min(1)
 
 
-def _principal_axes(project: nn.Linear, sample: Float[Tensor, "k c"]) -> None:
+def principal_axes(project: nn.Linear, sample: Float[Tensor, "k c"]) -> None:
     """Starts a projection to fewer channels as the sample's principal axes (front features lose least)."""
     centred = sample - sample.mean(0)
     _, _, axes = torch.pca_lowrank(centred[::4], q=project.out_features, center=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -55,38 +56,81 @@ def pooled_features(pipeline: Pipeline, examples: Examples, batch_size: int) -> 
     return torch.cat(pooled), {name: torch.cat([target[name] for target in targets]) for name in targets[0]}
 
 
-def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -> None:
-    """Fits the head's linear layer on frozen features and keeps the regularisation of least validation loss."""
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a probe learnt from, and the strength that it chose: enough to solve again on all rows."""
+
+    train: tuple[Float[Tensor, "r f"], Out]
+    val: tuple[Float[Tensor, "r f"], Out]
+    strength: float
+
+
+def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -> Probed | None:
+    """Fits the head's linear layer on frozen features and keeps the regularisation of least validation loss.
+
+    Returns:
+        What `solve_again` takes; None where no solution had a finite loss.
+    """
     x, y = pooled_features(pipeline, train, batch_size)
     x_val, y_val = pooled_features(pipeline, val, batch_size)
-    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-4)
     head = pipeline.head
     assert isinstance(head, PooledHead)
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
     best, kept = float("inf"), None
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         # A solution short of convergence is a candidate like any other: validation decides.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        standard = (x - mean) / std
-        strengths = STRENGTHS if len(x_val) >= FEW else _cross_validated(standard, y, pipeline)
-        solutions = _solutions(standard, y, pipeline, strengths)
-    for weight, bias in solutions:
-        folded = weight / std  # the standardisation moves into the layer
-        _set(linear, folded, bias - folded @ mean)
+        strengths = STRENGTHS if len(x_val) >= FEW else _cross_validated(_standardised(x)[0], y, pipeline)
+        solutions = _folded_solutions(x, y, pipeline, strengths)
+    for strength, solution in zip(strengths, solutions, strict=True):
+        _set(head, solution)
         with torch.inference_mode():
             out = head.from_pooled(x_val.to(pipeline.device))
             loss = float(head.loss(out, {k: v.to(pipeline.device) for k, v in y_val.items()})["loss"])
         if loss < best:
-            best, kept = loss, (folded, bias - folded @ mean)
-    if kept is not None:
-        _set(linear, *kept)
+            best, kept = loss, (strength, solution)
+    if kept is None:
+        return None
+    _set(head, kept[1])
+    return Probed((x, y), (x_val, y_val), kept[0])
 
 
-def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    linear.weight.data.copy_(weight)
-    linear.bias.data.copy_(bias)
+def solve_again(pipeline: Pipeline, probed: Probed) -> None:
+    """Solves the head anew on the training and the validation rows, with the strength that was chosen.
+
+    To be called at the very end: what is measured on the validation part afterwards is too good.
+    """
+    parts = (probed.train, probed.val)
+    x = torch.cat([rows for rows, _ in parts])
+    y = {name: torch.cat([targets[name] for _, targets in parts]) for name in probed.train[1]}
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        (solution,) = _folded_solutions(x, y, pipeline, (probed.strength,))
+    assert isinstance(pipeline.head, PooledHead)
+    _set(pipeline.head, solution)
+
+
+def _set(head: PooledHead, solution: tuple[Tensor, Tensor]) -> None:
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    linear.weight.data.copy_(solution[0])
+    linear.bias.data.copy_(solution[1])
+
+
+def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-4)
+    return (x - mean) / std, mean, std
+
+
+def _folded_solutions(
+    x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]
+) -> Sequence[tuple[Tensor, Tensor]]:
+    """`_solutions` for plain features: the standardisation that they need moves into the layer."""
+    standard, mean, std = _standardised(x)
+    solutions = _solutions(standard, y, pipeline, strengths)
+    return [(weight / std, bias - weight / std @ mean) for weight, bias in solutions]
 
 
 def _cross_validated(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[float]:

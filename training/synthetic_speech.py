@@ -158,7 +158,7 @@ def cache_speech(
 ) -> None:
     """Writes a cache as `pretrain_cache.cache_sounds` does, with more columns.
 
-    Columns: "tokens" (r, 24, 512), "teacher" (r, 1024), "label" (r,) word, "voice" (r,) synthesiser, and "frames"
+    Columns: "tokens" (r, 24, 1024), "teacher" (r, 1024), "label" (r,) word, "voice" (r,) synthesiser, and "frames"
     (r,), how many spectrogram frames the clip has; digital silence follows.
 
     Args:

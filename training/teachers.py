@@ -65,13 +65,16 @@ class Lite0Teacher(nn.Module):
         return self.stem.blocks[:blocks](F.relu6(self.stem.first((pixels - 127) / 128)))
 
     @torch.inference_mode()
+    def pooled(self, maps: Tensor, blocks: int) -> Float[Tensor, "b 1280"]:
+        """The last features from what `early` gave."""
+        front = self.stem.blocks[blocks:](maps)
+        return self.model._swish(self.model._bn1(self.model._conv_head(front))).mean((2, 3))
+
+    @torch.inference_mode()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels 0..255."""
-        front = self.stem((pixels - 127) / 128)
-        x = front
-        for block in self.model._blocks[len(self.stem.blocks) :]:
-            x = block(x)
-        x = self.model._swish(self.model._bn1(self.model._conv_head(x))).mean((2, 3))
+        front = self.early(pixels, len(self.stem.blocks))
+        x = self.pooled(front, len(self.stem.blocks))
         return front, x, self.model._fc(x)
 
 
@@ -79,6 +82,7 @@ class Yamnet:
     """The YAMNet file: its early layers as a stem, and its embeddings for windows of 0.975 s."""
 
     EMBEDDING = 121  # tensor number of the 1024 pooled features
+    LAYERS = (106, 110)  # tensor numbers of what layers 7 and 9 give
 
     def __init__(self, path: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -106,14 +110,14 @@ class Yamnet:
         raise KeyError(parts)
 
     def stem(self) -> YamnetStem:
-        """Layers 1-7; TensorFlow's layouts (h, w, channels last) turned into torch's."""
+        """Layers 1-9; TensorFlow's layouts (h, w, channels last) turned into torch's."""
         stem = YamnetStem()
         convs: list[tuple[str, str, Any]] = [("layer1/conv/Conv2D", "layer1/conv/bn", stem.first)]
         for i, module in enumerate(stem.blocks):
             block: Any = module
             convs.append((f"layer{i + 2}/depthwise", f"layer{i + 2}/depthwise_conv/bn", block.depthwise))
             convs.append((f"layer{i + 2}/pointwise_conv/Conv2D", f"layer{i + 2}/pointwise_conv/bn", block.pointwise))
-        weights = {2: 62, 3: 63, 4: 64, 5: 65, 6: 66, 7: 67}  # depthwise kernels; their names are shared by several
+        weights = {layer: 60 + layer for layer in range(2, 10)}  # depthwise kernels; several share their names
         for weight_name, bias_name, conv in convs:
             layer = int(weight_name.split("/")[0].removeprefix("layer"))
             depthwise = "depthwise" in weight_name
@@ -130,6 +134,7 @@ class Yamnet:
         return self.runner.get_tensor(self.EMBEDDING)[0].copy(), self.runner.get_tensor(123)[0].copy()
 
     def front(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One window -> log-mel (96, 64) and layer 7's output (6, 4, 512): what the stem must reproduce."""
+        """One window -> log-mel (96, 64) and what layers 7 and 9 give (6, 4, 1024): what the stem must reproduce."""
         self.embed(wave)
-        return self.runner.get_tensor(89).copy(), self.runner.get_tensor(106)[0].copy()
+        layers = [self.runner.get_tensor(number)[0] for number in self.LAYERS]
+        return self.runner.get_tensor(89).copy(), np.concatenate(layers, -1)
