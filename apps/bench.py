@@ -27,6 +27,7 @@ CASES: dict[str, Callable[[bool], Iterator[Race]]] = {
     "fps": bench_operators.fps,
     "knn": bench_operators.knn,
     "engines": bench_encoders.engines,
+    "variants": bench_encoders.variants,
     "dense": bench_encoders.dense,
     "gpu-padded": bench_encoders.gpu_padded,
     "gpu-sigmoid": bench_encoders.gpu_sigmoid,

@@ -52,11 +52,15 @@ def random_tokens(b: int, n: int, d: int, share: float | None = None, device: st
 def padded(quick: bool) -> Iterator[Race]:
     """Batches with padding, mean / longest length .53: packed tokens against a mask over padded ones."""
     for name, encoder in encoders(quick):
-        b, n = (4, 32) if quick else (32, 256) if name == "embedded" else (8, 197)
-        tokens = random_tokens(b, n, encoder.config.width, 0.53)
-        runs = {"padded SDPA": partial(real, encoder, tokens, False), "packed": partial(real, encoder, tokens, True),
-                "packed, onnx": _onnx(encoder, tokens)}  # fmt: skip
-        yield Race("padded", f"{name}, {b} × {n} tokens", runs, {"packed": 2.1})
+        sizes = [(4, 32)] if quick else [(32, 256), (16, 512)] if name == "embedded" else [(8, 197), (4, 512)]
+        for b, n in sizes:
+            tokens = random_tokens(b, n, encoder.config.width, 0.53)
+            runs = {
+                "padded SDPA": partial(real, encoder, tokens, False),
+                "packed": partial(real, encoder, tokens, True),
+                "packed, onnx": _onnx(encoder, tokens),
+            }
+            yield Race("padded", f"{name}, {b} × {n} tokens", runs, {"packed": 2.1})
 
 
 def _onnx(encoder: Encoder, tokens: Tokens) -> Run | str:
@@ -86,6 +90,25 @@ def engines(quick: bool) -> Iterator[Race]:
                 except InputError as error:
                     runs[engine] = error.problem
             yield Race("engines", f"{name}, {b} × {n} tokens", runs, {"onnx-int8": 1.5})
+
+
+def variants(quick: bool) -> Iterator[Race]:
+    """Encoders with RMSNorm in place of LayerNorm (the same answers), and with 8 and 16 tokens merged in each block."""
+    from polysense.backbone.convert import to_crms_norm, to_rms_norm
+    from polysense.backbone.token_merging import merge_tokens_in
+
+    for name, encoder in encoders(quick):
+        b, n = (2, 40) if quick else (8, 197)
+        tokens = random_tokens(b, n, encoder.config.width)
+        others = {"plain": encoder, "RMSNorm": to_rms_norm(encoder), "CRMSNorm": to_crms_norm(encoder)}
+        merging = {"plain": encoder, "8 merged": merge_tokens_in(encoder, 8), "16 merged": merge_tokens_in(encoder, 16)}
+        for what, ways in (("norms", others), ("merging", merging)):
+            runs = {way: partial(_last, changed, tokens) for way, changed in ways.items()}
+            yield Race("variants", f"{what}, {name}, {b} × {n} tokens", runs, same=what == "norms")
+
+
+def _last(encoder: Encoder, tokens: Tokens) -> Tensor:
+    return encoder(tokens).last.x
 
 
 def dense(quick: bool) -> Iterator[Race]:

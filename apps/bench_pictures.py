@@ -22,6 +22,10 @@ LENGTHS = "lengths"  # the case that is drawn as curves
 OWN = (
     "packed",
     "packed, onnx",
+    "RMSNorm",
+    "CRMSNorm",
+    "8 merged",
+    "16 merged",
     "blocked",
     "polysense",
     "onnx",

@@ -230,8 +230,8 @@ def check(
 
 
 ONLY_HELP = (
-    "Run this case only; may be given several times: padded, windows, lengths, fps, knn, engines, dense, "
-    "gpu-padded, gpu-sigmoid, gpu-rate."
+    "Run this case only; may be given several times: padded, windows, lengths, fps, knn, engines, "
+    "variants, dense, gpu-padded, gpu-sigmoid, gpu-rate."
 )
 
 

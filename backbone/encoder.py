@@ -174,9 +174,7 @@ class Encoder(nn.Module):
         packing = packing_of(mask, WORTH if self.config.windows is None else 0.0) if self.packing else None
         if packing is not None:
             x = packing.pack(x)
-        elif (
-            mask is not None
-        ):  # what stands at padded places is undefined and may be NaN, which no weight of zero hides
+        elif mask is not None:  # padded places may hold NaN, which no weight of zero hides
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
         for i, block in enumerate(self.blocks, 1):
             x = block(x, mask) if packing is None else block(x, None, packing.lengths)

@@ -182,3 +182,18 @@ def image_folders(tmp_path: Path) -> Path:
             pixels[..., 2 - i] += 120
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{k}.png")
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def quick(encoder_spec, tmp_path):
+    """fit(task, data, …) with few epochs on the tiny encoder -> result, bundle."""
+
+    import polysense
+    from polysense.training.fit import fit
+
+    def run(task, data, **over):
+        options = {"encoder": encoder_spec, "epochs": 2, "progress": False, **over}
+        result = fit(task, data, options.pop("out", tmp_path / "bundle"), **options)
+        return result, polysense.load(result.path)
+
+    return run

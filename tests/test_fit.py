@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import polysense
 from polysense.core.errors import InputError
 from polysense.core.predictions import Labels
 from polysense.pipeline import Pipeline
@@ -16,22 +15,9 @@ from polysense.tasks import TASKS
 from polysense.training import evaluate as evaluation
 from polysense.training import fit as fitting
 from polysense.training.evaluate import evaluate, measure
-from polysense.training.fit import fit
 from polysense.training.sources import open_sources
 
 PATCHES = {"form": "patch", "size": 64}  # learns colours from random weights, fast
-
-
-@pytest.fixture
-def quick(encoder_spec, tmp_path):
-    """fit(task, data, …) with few epochs on the tiny encoder -> result, bundle."""
-
-    def run(task, data, **over):
-        options = {"encoder": encoder_spec, "epochs": 2, "progress": False, **over}
-        result = fit(task, data, options.pop("out", tmp_path / "bundle"), **options)
-        return result, polysense.load(result.path)
-
-    return run
 
 
 def test_class_folders(quick, image_folders, encoder):

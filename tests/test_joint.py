@@ -4,29 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-import polysense
 from polysense.heads.classify import ClassificationHead
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training import fit as fitting
 from polysense.training import joint
-from polysense.training.fit import fit
 from polysense.training.joint import Best, Recipe, batches, make_optimiser, train_step
 from polysense.training.sources import open_sources
 
 PATCHES = {"form": "patch", "size": 64}  # learns colours from random weights, fast
-
-
-@pytest.fixture
-def quick(encoder_spec, tmp_path):
-    """fit(task, data, …) with few epochs on the tiny encoder -> result, bundle."""
-
-    def run(task, data, **over):
-        options = {"encoder": encoder_spec, "epochs": 2, "progress": False, **over}
-        result = fit(task, data, options.pop("out", tmp_path / "bundle"), **options)
-        return result, polysense.load(result.path)
-
-    return run
 
 
 @pytest.mark.parametrize("train", ["tokenizer+head", "head"])

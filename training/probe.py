@@ -9,7 +9,8 @@ Shape legend: r rows, f pooled width, c outputs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -76,11 +77,7 @@ def probe(pipeline: Pipeline, train: Examples, val: Examples, batch_size: int) -
     head = pipeline.head
     assert isinstance(head, PooledHead)
     best, kept = float("inf"), None
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        # A solution short of convergence is a candidate like any other: validation decides.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with _convergence_not_needed():
         strengths = STRENGTHS if len(x_val) >= FEW else _cross_validated(_standardised(x)[0], y, pipeline)
         solutions = _folded_solutions(x, y, pipeline, strengths)
     for strength, solution in zip(strengths, solutions, strict=True):
@@ -104,13 +101,20 @@ def solve_again(pipeline: Pipeline, probed: Probed) -> None:
     parts = (probed.train, probed.val)
     x = torch.cat([rows for rows, _ in parts])
     y = {name: torch.cat([targets[name] for _, targets in parts]) for name in probed.train[1]}
+    with _convergence_not_needed():
+        (solution,) = _folded_solutions(x, y, pipeline, (probed.strength,))
+    assert isinstance(pipeline.head, PooledHead)
+    _set(pipeline.head, solution)
+
+
+@contextmanager
+def _convergence_not_needed() -> Iterator[None]:
+    """A solution short of convergence is a candidate like any other: validation decides."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        (solution,) = _folded_solutions(x, y, pipeline, (probed.strength,))
-    assert isinstance(pipeline.head, PooledHead)
-    _set(pipeline.head, solution)
+        yield
 
 
 def _set(head: PooledHead, solution: tuple[Tensor, Tensor]) -> None:
