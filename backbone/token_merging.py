@@ -9,7 +9,7 @@ encoder it was made of, and a bundle that is saved names that one. Answers chang
 it.
 
 When: wide encoders, or 16 and more tokens a block. One CPU thread, 8 sequences of 197 tokens, time of the plain encoder
-divided by this one's, r = 8 and 16: 12 blocks of width 768 1.4 and 2.0; 6 blocks of width 192 1.1 and 1.4, one sequence
+divided by this one's, r = 8 and 16: 12 blocks of width 768 1.4 and 1.9; 6 blocks of width 192 1.1 and 1.3, one sequence
 alone 0.8 and 1.05; padded batches of width 192 0.6 to 1.1, for the plain encoder leaves padding out at less cost.
 
 Shape legend: b batch, n tokens (with the prefix: class token and registers), m merged tokens, d width, h heads.
