@@ -2,13 +2,13 @@
 
 DATA is the folder of public data sets named in docs/pretraining.md, CACHE holds what `cache_embedded.py` wrote. On
 several cores: `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/pretrain_embedded.py …`; the processes share a
-batch.
+batch. `--senses image` makes the encoder of one sense that `evidence.py` compares with.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,16 +122,23 @@ def settle_stem(stream: PictureStream, share: float) -> None:
 
 
 def main() -> None:
-    data, cache, out = (Path(arg) for arg in sys.argv[1:4])
-    steps = int(sys.argv[4])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "cache", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--senses", nargs="+", default=list(WHOLE_BATCH), choices=WHOLE_BATCH, help="image among them")
+    args = parser.parse_args()
+    data, cache, out = args.data, args.cache, args.out
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(width=192, depth=6, heads=3, final_norm=False)).start_as_identity()
     pictures = images(cache)
-    streams = [pictures, sounds(cache, data / "teachers/yamnet/yamnet.tflite"), clouds(data / "pointcloud", cache),
-               series(data / "timeseries_forecasting"), tables()]  # fmt: skip
-    pretrain(encoder, streams, PretrainConfig(steps=steps, warmup=100, seed=5), out)
+    others = {"audio": lambda: sounds(cache, data / "teachers/yamnet/yamnet.tflite"),
+              "point_cloud": lambda: clouds(data / "pointcloud", cache),
+              "series": lambda: series(data / "timeseries_forecasting"), "table": tables}  # fmt: skip
+    streams = [pictures, *(build() for name, build in others.items() if name in args.senses)]
+    pretrain(encoder, streams, PretrainConfig(steps=args.steps, warmup=100, seed=5), out)
     settle_stem(pictures, SETTLED)
-    pretrain(encoder, streams, PretrainConfig(steps=steps // 8, lr=3e-4, warmup=20, seed=6), out / "settled")
+    pretrain(encoder, streams, PretrainConfig(steps=args.steps // 8, lr=3e-4, warmup=20, seed=6), out / "settled")
 
 
 if __name__ == "__main__":
