@@ -1,4 +1,4 @@
-# Two commands do everything: `make try` shows six kinds of files answered, `make test` runs the default test suite.
+# Two commands do everything: `make try` shows seven kinds of files answered, `make test` runs the default test suite.
 # Both set the project up first; run again, they start at once. Another Python: `make try PYTHON=/path/to/python3.11`.
 export PYTHON
 BIN := .venv/bin

@@ -18,7 +18,7 @@ import typer
 app = typer.Typer(
     rich_markup_mode=None,  # rich would take twice as long to import as the whole help takes to print
     name="polysense",
-    help="One frozen encoder, every sense: images, video, audio, point clouds, time series and tables.",
+    help="One frozen encoder, every sense: images, video, audio, point clouds, time series, tables and texts.",
     epilog="Start with: polysense try",
     no_args_is_help=True,
     add_completion=False,
@@ -36,6 +36,11 @@ class Engine(StrEnum):
     torch = "torch"
     onnx = "onnx"
     onnx_int8 = "onnx-int8"
+
+
+class Space(StrEnum):
+    encoder = "encoder"
+    meaning = "meaning"
 
 
 class Train(StrEnum):
@@ -73,7 +78,9 @@ def options(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name or a bundle's folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name, a bundle's folder, or zero-shot.")
+    ],
     inputs: Inputs,
     out: Out = None,
     batch_size: BatchSize = 16,
@@ -83,12 +90,30 @@ def predict(
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help='zero-shot: classes, "dog, cat | kitten, bird", or a .txt with one a line.')
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help='zero-shot: a sentence for the names, "a drawing of a {}".')
+    ] = None,
+    none: Annotated[str | None, typer.Option(help='zero-shot: the answer where no class fits, "other".')] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="zero-shot: a folder of examples, in one folder for each class.")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="zero-shot: what the files are, where the ending does not say.")
+    ] = None,
 ) -> None:
-    """Answers for files: a table on the screen, or a file with --out."""
+    """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
     from polysense.apps.predict import predict as run
 
+    words = None
+    if labels is not None:
+        from polysense.apps.words import Words
+
+        words = Words(labels, modality, template, none, examples)
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures)  # fmt: skip
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -97,6 +122,9 @@ def embed(
     inputs: Inputs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,
     modality: Annotated[str | None, typer.Option(help="What the files are, where the ending does not say.")] = None,
+    space: Annotated[Space, typer.Option(help="meaning: where files lie near the words for what they show.")] = (
+        Space.encoder
+    ),
     batch_size: BatchSize = 16,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
@@ -105,8 +133,8 @@ def embed(
     """One vector per file, whatever its kind; all kinds may be mixed."""
     from polysense.apps.embed import embed as run
 
-    code = run(inputs, out=out, modality=modality, batch_size=batch_size, skip=on_error is OnError.skip,
-               device=device, threads=threads)  # fmt: skip
+    code = run(inputs, out=out, modality=modality, space=space.value, batch_size=batch_size,
+               skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -260,7 +288,7 @@ def models() -> None:
 def try_it(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the examples and pictures.")] = Path("try"),
 ) -> None:
-    """Makes example files of six kinds and answers them all."""
+    """Makes example files of seven kinds and answers them all."""
     from polysense.apps.try_it import try_it as run
 
     raise typer.Exit(run(out))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import polysense
-from polysense.apps.inputs import choose_device, endings, expand
+from polysense.apps.inputs import choose_device, sort_files
 from polysense.apps.predict import Screen, consume, track
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Prediction
@@ -23,6 +22,7 @@ def embed(
     *,
     out: Path | None = None,
     modality: str | None = None,
+    space: str = "encoder",
     batch_size: int = 16,
     skip: bool = True,
     device: str = "auto",
@@ -34,6 +34,7 @@ def embed(
         inputs: Files, folders, patterns; kinds may be mixed.
         out: .npz (`vectors` (n, d) float32 and `sources`), .npy (vectors alone), or any ending of `open_writer`.
         modality: What all the files are; None tells by their endings.
+        space: "encoder", or "meaning": where all kinds lie near the words for what they show.
         batch_size: Inputs computed at a time.
         skip: Go on after an input that cannot be read.
         device: "auto", "cpu", "cuda" …
@@ -44,16 +45,8 @@ def embed(
     """
     from polysense.data.writers import open_writer
 
-    tasks = embedding_tasks()
-    if modality is not None and modality not in tasks:
-        raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(tasks)}")
-    known = [modality] if modality else list(tasks)
-    # From folders come the files whose ending leaves no doubt; a doubtful one that is named outright is asked about.
-    counts = Counter(ending for name in known for ending in endings(name))
-    files = expand(inputs, [ending for ending, count in counts.items() if count == 1])
-    groups: dict[str, list[Path]] = {}
-    for path in files:
-        groups.setdefault(modality or guess(path, known), []).append(path)
+    tasks = embedding_tasks(space)
+    groups = sort_files(inputs, modality, list(tasks))
     used = choose_device(device, threads)
 
     def answers() -> Iterator[Prediction | InputError]:
@@ -75,9 +68,10 @@ def embed(
     return code
 
 
-def embedding_tasks() -> dict[str, str]:
-    """modality -> name of its embedding task."""
-    return {TASKS[name].modality: name for name in TASKS if TASKS[name].kind == "embedding"}
+def embedding_tasks(space: str = "encoder") -> dict[str, str]:
+    """modality -> name of its task that embeds in that space."""
+    kind = {"encoder": "embedding", "meaning": "meaning"}[space]
+    return {TASKS[name].modality: name for name in TASKS if TASKS[name].kind == kind}
 
 
 def open_pipeline(task: str, paths: Sequence[Path], device: str) -> polysense.Pipeline:
@@ -85,19 +79,6 @@ def open_pipeline(task: str, paths: Sequence[Path], device: str) -> polysense.Pi
     if TASKS[task].modality != "tabular":
         return polysense.load(task, device=device)
     return polysense.Pipeline.build(task, sources=paths[:1]).to(device)
-
-
-def guess(path: Path, known: Sequence[str]) -> str:
-    """The modality that a file's ending stands for.
-
-    Raises:
-        InputError: None of them reads it, or several do.
-    """
-    fits = [name for name in known if path.suffix.lower() in endings(name)]
-    if len(fits) == 1:
-        return fits[0]
-    problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"
-    raise InputError(path, problem, f"say --modality {'|'.join(fits or known)}")
 
 
 def save_arrays(out: Path, found: Sequence[Embedding]) -> None:

@@ -30,6 +30,7 @@ class Example:
     task: str
     path: Path
     modality: str
+    labels: str = ""  # that it is named by, where nobody trained the task
 
 
 def make_examples(folder: str | Path) -> list[Example]:
@@ -43,7 +44,7 @@ def make_examples(folder: str | Path) -> list[Example]:
         if name not in made:
             made[name] = folder / name
             MAKERS[name](made[name])
-        examples.append(Example(task, made[name], modality))
+        examples.append(Example(task, made[name], modality, LABELS.get((task, name), "")))
     return examples
 
 
@@ -306,6 +307,14 @@ def people(path: Path) -> None:
     )
 
 
+def weather(path: Path) -> None:
+    path.write_text(
+        "Clouds will gather along the coast in the morning, and showers move inland before noon. By the evening a cold "
+        "wind from the north clears the sky; the night stays dry, with frost in the valleys.\n",
+        encoding="utf-8",
+    )
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "flower.jpg": flower,
     "china.jpg": china,
@@ -320,6 +329,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "energy.csv": energy,
     "motion.ts": motion,
     "people.csv": people,
+    "forecast.txt": weather,
 }
 
 # (task, modality, file): what `polysense try` runs, in this order.
@@ -334,4 +344,13 @@ EXAMPLES: tuple[tuple[str, str, str], ...] = (
     ("forecasting", "time_series", "energy.csv"),
     ("time-series-classification", "time_series", "motion.ts"),
     ("tabular-classification", "tabular", "people.csv"),
+    ("text-naming", "text", "forecast.txt"),
+    ("audio-naming", "audio", "rain.wav"),
+    ("image-naming", "image", "lion.jpg"),
 )
+# What the examples of -naming tasks are named by: words alone.
+LABELS = {
+    ("text-naming", "forecast.txt"): "weather, sports, cooking, politics",
+    ("audio-naming", "rain.wav"): "rain, dog barking, piano, speech",
+    ("image-naming", "lion.jpg"): "lion, fish, bicycle, cup of coffee",
+}

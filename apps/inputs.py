@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ READERS = {
     "point_cloud": ("point_cloud", "CLOUD_ENDINGS"),
     "time_series": ("time_series", "SERIES_ENDINGS"),
     "tabular": ("table", "TABLE_ENDINGS"),
+    "text": ("text", "TEXT_ENDINGS"),
 }
 
 
@@ -53,6 +55,41 @@ def expand(inputs: Sequence[str], endings: Sequence[str]) -> list[Path]:
     return list(files)
 
 
+def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]) -> dict[str, list[Path]]:
+    """modality -> its files, each kind in the order given.
+
+    Args:
+        inputs: Files, folders, patterns; kinds may be mixed.
+        modality: What all of them are; None tells by their endings.
+        known: Modalities that may be.
+
+    Raises:
+        InputError: See `expand` and `guess`; or the modality is none of the known ones.
+    """
+    if modality is not None and modality not in known:
+        raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(known)}")
+    names = [modality] if modality else list(known)
+    # From folders come the files whose ending leaves no doubt; a doubtful one that is named outright is asked about.
+    counts = Counter(ending for name in names for ending in endings(name))
+    groups: dict[str, list[Path]] = {}
+    for path in expand(inputs, [ending for ending, count in counts.items() if count == 1]):
+        groups.setdefault(modality or guess(path, known), []).append(path)
+    return groups
+
+
+def guess(path: Path, known: Sequence[str]) -> str:
+    """The modality that a file's ending stands for.
+
+    Raises:
+        InputError: None of them reads it, or several do.
+    """
+    fits = [name for name in known if path.suffix.lower() in endings(name)]
+    if len(fits) == 1:
+        return fits[0]
+    problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"
+    raise InputError(path, problem, f"say --modality {'|'.join(fits or known)}")
+
+
 def check_model(name: str) -> None:
     """Accepts the name of a bundle or task, a folder that exists, or a Hub repository ("owner/name").
 
@@ -64,7 +101,7 @@ def check_model(name: str) -> None:
 
     bundles = polysense.bundles()
     usable = {info.name for info in bundles} | {info.task for info in bundles}
-    usable |= {task for task in TASKS if TASKS[task].kind == "embedding"}
+    usable |= {task for task in TASKS if TASKS[task].kind in ("embedding", "meaning")}
     path = Path(name).expanduser()
     if name in usable or name in TASKS or path.exists():
         return

@@ -18,6 +18,7 @@ INK, GREY, PALE, ACCENT = "#1f2933", "#6b7785", "#e4e8ec", "#2166ac"
 # Distinct for most colour-blind eyes, and dark enough for white letters or pale enough for black ones.
 COLOURS = ("#2166ac", "#e0762f", "#3a9a5b", "#b5398c", "#8a6d3b", "#5b5fc7", "#c8a200", "#1797a6", "#c23b3b", "#7a7f87")
 MAX_POINTS = 6000  # drawn of a cloud
+MAX_LINES = 16  # drawn of a text
 MAX_STEPS = 2000  # drawn of a series or wave, as minimum and maximum of each bucket
 VIEWS = (("front", 0, 2), ("side", 1, 2), ("top", 0, 1))  # name, horizontal and vertical axis
 
@@ -157,6 +158,22 @@ def show_table(figure: SubFigure, source: Any) -> None:
         axes.axhline(i + 0.5, color=PALE, linewidth=0.8)
 
 
+def show_text(figure: SubFigure, source: Any) -> None:
+    """The text's beginning, as many lines as fit."""
+    from itertools import islice
+    from textwrap import wrap
+
+    from polysense.data.text import read_texts
+
+    path, row = split_row(source)
+    text = next(islice(read_texts(path), row or 0, None)).text
+    lines = [line for part in text.splitlines() for line in wrap(part, 62) or [""]]
+    shown = lines[:MAX_LINES] + (["…"] if len(lines) > MAX_LINES else [])
+    axes = bare(figure.subplots())
+    axes.text(0, 1, plain("\n".join(shown)), va="top", color=INK, fontsize=12, linespacing=1.45, wrap=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+
+
 PANELS = {
     "image": show_image,
     "video": show_video,
@@ -164,6 +181,7 @@ PANELS = {
     "point_cloud": show_cloud,
     "time_series": show_series,
     "tabular": show_table,
+    "text": show_text,
 }
 
 

@@ -42,6 +42,7 @@ MODALITY_OF_ENDING = {
     "point_cloud": {".ply", ".pcd", ".xyz", ".las", ".laz", ".obj", ".stl", ".off", ".bin", ".npz"},
     "time_series": {".ts", ".npy"},
     "tabular": {".csv", ".tsv", ".parquet", ".xlsx"},
+    "text": {".txt", ".md", ".jsonl"},
 }
 
 

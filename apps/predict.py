@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import polysense
-from polysense.apps.inputs import check_model, choose_device, endings, expand
+from polysense.apps.inputs import check_model, choose_device, endings, expand, sort_files
+from polysense.apps.words import Words, nameable
 from polysense.core.errors import InputError
 from polysense.core.predictions import Labels, Prediction
 
@@ -30,11 +32,12 @@ def predict(
     threads: int | None = None,
     top_k: int | None = None,
     pictures: Path | None = None,
+    words: Words | None = None,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
     Args:
-        model: A task's name or a bundle's folder.
+        model: A task's name or a bundle's folder, or "zero-shot".
         inputs: Files, folders, patterns.
         out: File for the answers; None prints them: a table on a terminal, tab-separated lines into a pipe.
         batch_size: Inputs computed at a time.
@@ -44,25 +47,44 @@ def predict(
         threads: CPU threads.
         top_k: Keep only the most probable classes.
         pictures: Folder for a picture of every answer.
+        words: What "zero-shot" names inputs by.
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
     """
     from polysense.data.writers import open_writer
 
-    check_model(model)
-    pipeline = polysense.load(model, device=choose_device(device, threads, engine), engine=engine)
-    files = expand(inputs, endings(pipeline.modality))
+    pipelines, groups = _open(model, inputs, choose_device(device, threads, engine), engine, words)
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []
         if out is not None:
             sinks.append(stack.enter_context(open_writer(out)).write)
         if pictures is not None:
-            sinks.append(Gallery(pictures, pipeline.modality).add)
+            sinks.append(Gallery(pictures, None if len(groups) > 1 else next(iter(groups))).add)
         if out is None:
             sinks.append(stack.enter_context(Screen(top_k)).add)
-        answers = pipeline.stream(track(files), batch_size=batch_size, on_error="skip" if skip else "raise")
+        answers = chain.from_iterable(
+            pipelines[name].stream(track(files), batch_size=batch_size, on_error="skip" if skip else "raise")
+            for name, files in groups.items()
+        )
         return consume((keep_top(answer, top_k) for answer in answers), sinks, out)
+
+
+def _open(
+    model: str, inputs: Sequence[str], device: str, engine: str, words: Words | None
+) -> tuple[dict[str, polysense.Pipeline], dict[str, list[Path]]]:
+    """Pipelines by modality, and the files that each is to answer."""
+    if model == "zero-shot":
+        if words is None or engine != "torch":
+            problem = "it names inputs by words, and none are given" if words is None else f"it has no engine {engine}"
+            raise InputError(model, problem, 'write --labels "dog, cat, bird"' if words is None else "use torch")
+        groups = sort_files(inputs, words.modality, nameable())
+        return {name: words.pipeline(name, device) for name in groups}, groups
+    if words is not None:
+        raise InputError(model, "its classes were trained", "use --labels with zero-shot: polysense predict zero-shot")
+    check_model(model)
+    pipeline = polysense.load(model, device=device, engine=engine)
+    return {pipeline.modality: pipeline}, {pipeline.modality: expand(inputs, endings(pipeline.modality))}
 
 
 def consume(
@@ -150,8 +172,8 @@ class Screen:
 class Gallery:
     """A folder with one picture per answer."""
 
-    def __init__(self, folder: Path, modality: str) -> None:
-        self.folder, self.modality = folder, modality
+    def __init__(self, folder: Path, modality: str | None) -> None:
+        self.folder, self.modality = folder, modality  # None: told by each file's ending
         self.names: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`polysense try`: six kinds of files, one table of answers, a picture each."""
+"""`polysense try`: seven kinds of files, one table of answers, a picture each."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def answer(examples: list[Example], pipelines: dict[str, Any]) -> Iterator[Answe
     for example in examples:
         try:
             if example.task not in pipelines:
-                pipelines[example.task] = polysense.load(example.task)
+                pipelines[example.task] = _load(example)
             pipeline = pipelines[example.task]
             pipeline([example.path])  # the first run imports libraries and warms caches
             start = time.perf_counter()
@@ -81,6 +81,14 @@ def answer(examples: list[Example], pipelines: dict[str, Any]) -> Iterator[Answe
             yield Answered(example, answers, 1000 * (time.perf_counter() - start))
         except InputError as error:
             yield Answered(example, [], error=error)
+
+
+def _load(example: Example) -> Any:
+    if not example.labels:
+        return polysense.load(example.task)
+    from polysense.zero_shot import zero_shot
+
+    return zero_shot(example.modality, example.labels)
 
 
 def rows(result: Answered) -> Iterator[tuple[str, ...]]:

@@ -47,7 +47,14 @@ ARMS = ("joint", "images", "random", "none", "tuned")
 SEEDS = (0, 1, 2)
 DRAWN = 0.8  # share of the cached train examples that a seed learns from
 LR = 3e-4  # of the tuned arm
-LEFT_OUT = ("cifar", "speed", "bccd", "camvid")  # as cifar_5k once subsampled; no score; heads on pixels
+LEFT_OUT = (
+    "cifar",
+    "speed",
+    "bccd",
+    "camvid",
+    "sst2",
+    "ag_news",
+)  # as cifar_5k once subsampled; no score; heads on pixels; texts
 MOST = (1000, 1000)  # examples of train and test; a run of a forecaster: windows
 SIZES = {"cifar_5k": (1200, 1000), "caltech101": (1500, 807), "tiny200": (1500, 1000), "miracl": (300, 300),
          "adult": (1500, 1000), "etth1": (250, 150), "exchange": (200, 150), "etth1_unfitted": (400, 100),

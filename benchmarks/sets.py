@@ -206,6 +206,21 @@ def small_tables(data: Path, work: Path) -> list[Run]:
             for name, kind in SMALL_TABLES.items()]  # fmt: skip
 
 
+def sst2(data: Path, work: Path) -> list[Run]:
+    """The official train and dev files."""
+    root = data / "text/sst2"
+    return [Run(root / "train.tsv", root / "dev.tsv")]
+
+
+def ag_news(data: Path, work: Path) -> list[Run]:
+    """A fifth of the rows measures, drawn at random."""
+
+    def drawn(n: int) -> np.ndarray:
+        return np.random.default_rng(0).permutation(n) % 5 == 0
+
+    return [Run(*cut(data / "text/ag_news/ag_news.csv", work / "ag_news", drawn))]
+
+
 def general_series(data: Path, work: Path) -> Path:
     """84 sets of series of any kind, as one folder."""
     for file in (data / "timeseries_forecasting/general").glob("*.csv"):

@@ -7,12 +7,16 @@ from importlib import import_module
 from polysense.heads.base import HEADS, Head
 from polysense.tokenizers.base import TOKENIZERS, Tokenizer
 
-TOKENIZER_MODULES = {name: f"polysense.tokenizers.{name}"
-                     for name in ("image", "video", "audio", "point_cloud", "time_series", "tabular")}  # fmt: skip
+TOKENIZER_MODULES = {
+    name: f"polysense.tokenizers.{name}"
+    for name in ("image", "video", "audio", "point_cloud", "time_series", "tabular", "text")
+}
 HEAD_MODULES = {
     "classification": "polysense.heads.classify",
     "regression": "polysense.heads.regress",
     "embedding": "polysense.heads.embed",
+    "meaning": "polysense.heads.meaning",
+    "naming": "polysense.heads.meaning",
     "forecasting": "polysense.heads.forecast",
     "segmentation": "polysense.heads.segment",
     "point_segmentation": "polysense.heads.segment_points",

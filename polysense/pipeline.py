@@ -24,7 +24,7 @@ from polysense.bundle import download_bundle, find_bundle
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.options import check_options, make_config
-from polysense.core.predictions import Prediction
+from polysense.core.predictions import Embedding, Prediction
 from polysense.core.types import Features, Sample
 from polysense.heads.base import Head, Out
 from polysense.tasks import TASKS, Task
@@ -197,6 +197,32 @@ class Pipeline(nn.Module):
                 waiting, sequences = [], []
         yield from self._answer(waiting, sequences, batch_size)
 
+    def embed(self, sources: Any, space: str = "encoder", batch_size: int = 16) -> list[Embedding]:
+        """One vector for each input, whatever this pipeline's own task is.
+
+        Args:
+            sources: As for a call.
+            space: "encoder": the mean of the encoder's tokens, as this pipeline's tokenizer gives them; "meaning": the
+                space in which all kinds of inputs lie near the words for what they show.
+            batch_size: Sequences that run together.
+
+        Returns:
+            Unit vectors, whose products are cosines.
+
+        Raises:
+            InputError: A source cannot be used, there is no such space, or nothing leads there from this modality.
+        """
+        if space not in ("encoder", "meaning"):
+            raise InputError(f"space {space!r}", "there is none of this name", "choose encoder or meaning")
+        task = f"{self.modality.replace('_', '-')}-{'embedding' if space == 'encoder' else 'meaning'}"
+        if task not in TASKS:
+            raise InputError(self.modality, "nothing leads from it to the space of meaning", "embed it in encoder")
+        if space == "meaning":
+            return type(self).from_pretrained(task, str(self.device))(sources, batch_size)
+        head = get_head("embedding")
+        bare = Pipeline(TASKS[task], self.tokenizer, self.encoder, head(head.Config(), self.encoder.config.width))
+        return bare(sources, batch_size)
+
     def _read(self, sources: Any, on_error: str) -> Iterator[Sample | InputError]:
         for source in sources if is_many(sources) else [sources]:
             try:
@@ -269,6 +295,9 @@ class Pipeline(nn.Module):
                     fix = "make one for yours: Pipeline.build('tabular-embedding', sources=[table])"
                     raise InputError(task, "its columns differ from table to table, so none ships", fix)
                 return cls.build(task)
+            if task in TASKS and TASKS[task].head == "naming":
+                fix = 'name the classes: polysense predict zero-shot FILES --labels "dog, cat"'
+                raise InputError(task, "its classes are those that you name", fix)
             if task in TASKS:
                 fix = f"train one with: polysense fit {task} DATA --out BUNDLE"
                 raise InputError(task, "no bundle for this task ships with polysense", fix)

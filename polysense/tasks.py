@@ -16,7 +16,7 @@ class Task:
         modality: Name of the tokenizer ("image").
         head: Name of the head ("classification").
         kind: How predictions are scored: classification, multilabel, regression, segmentation, detection,
-            forecasting or embedding.
+            forecasting, embedding, or meaning (an embedding in the space of words).
         metric: The metric that early stopping watches and tables show ("accuracy").
         larger_is_better: Direction of the metric.
     """
@@ -35,7 +35,7 @@ class Task:
 
 
 TASKS: Registry[Task] = Registry("task")
-MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular")
+MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular", "text")
 
 
 def _add(name: str, modality: str, head: str, kind: str, metric: str, larger_is_better: bool = True) -> None:
@@ -48,6 +48,10 @@ for _modality in MODALITIES:
     _add(f"{_prefix}-multilabel", _modality, "classification", "multilabel", "f1")
     _add(f"{_prefix}-regression", _modality, "regression", "regression", "mse", larger_is_better=False)
     _add(f"{_prefix}-embedding", _modality, "embedding", "embedding", "")
+for _modality in ("image", "video", "audio", "point_cloud", "text"):
+    _prefix = _modality.replace("_", "-")
+    _add(f"{_prefix}-meaning", _modality, "meaning", "meaning", "")
+    _add(f"{_prefix}-naming", _modality, "naming", "classification", "accuracy")
 _add("image-segmentation", "image", "segmentation", "segmentation", "miou")
 _add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
 _add("object-detection", "image", "detection", "detection", "map50")

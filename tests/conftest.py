@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 WIDTH = 48
 CLASSES = ("a", "b", "c")
 HORIZON = 8
+WORDS = ("the", "small", "dog", "barks", "at", "a", "passing", "train", "and", "nobody", "minds", "Überraschung", "!")
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "image": {"size": 64},
     "video": {"size": 64, "frames": 2},
@@ -34,18 +35,21 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
     "point_cloud": {"points": 128, "groups": 8, "neighbours": 8},
     "time_series": {"context": 64},
     "tabular": {"bins": 4},
+    "text": {"window": 16},
 }
 HEADS: dict[str, dict[str, Any]] = {
     "classification": {"classes": CLASSES},
     "multilabel": {"classes": CLASSES, "multi_label": True},
     "regression": {"names": ("p", "q"), "mean": (3.0, -1.0), "std": (2.0, 0.5), "hidden": 16},
     "embedding": {},
+    "meaning": {"dim": 24},
+    "naming": {"classes": CLASSES, "dim": 24},
     "segmentation": {"classes": CLASSES, "channels": 16},
     "detection": {"classes": CLASSES, "channels": 16, "depth": 1},
     "forecasting": {"horizon": HORIZON, "tokens": 7},
 }
 ANSWERS = {"classification": Labels, "multilabel": Labels, "regression": Values, "embedding": Embedding,
-           "segmentation": Mask, "detection": Boxes, "forecasting": Series}  # fmt: skip
+           "meaning": Embedding, "segmentation": Mask, "detection": Boxes, "forecasting": Series}  # fmt: skip
 
 
 def tiny_encoder() -> Encoder:
@@ -83,6 +87,8 @@ def make_input(modality: str, number: int = 0) -> Any:
         times = pd.date_range("2024-01-01", periods=count, freq="h")
         values = rng.normal(grow, 2, (count, 2)).cumsum(0)
         return pd.DataFrame({"time": times, "load": values[:, 0], "heat": values[:, 1]})
+    if modality == "text":
+        return " ".join(rng.choice(WORDS, 4 + 9 * grow))
     return make_table(3, number).to_dict("records")[number % 3]
 
 
@@ -103,7 +109,7 @@ def make_target(kind: str, meta: dict[str, Any]) -> Any:
 def build_tiny(task: str, encoder: Encoder | str, **over: Any) -> Pipeline:
     """An untrained pipeline of the task on a tiny encoder; `tokenizer` and `head` add to the usual small options."""
     what = TASKS[task]
-    front, head = dict(TOKENIZERS[what.modality]), dict(HEADS[what.kind])
+    front, head = dict(TOKENIZERS[what.modality]), dict(HEADS["naming" if what.head == "naming" else what.kind])
     if what.kind == "forecasting":
         front |= {"fixed_context": True, "center": "last"}
     sources = [make_table(40)] if what.modality == "tabular" else []

@@ -25,6 +25,7 @@ FORMS = [
     *(("time_series", {"form": form}) for form in ("patch", "conv", "kernels")),
     ("time_series", {"channels": 2, "levels": True}),
     *(("tabular", {"tokens": tokens}) for tokens in ("columns", "row")),
+    *(("text", options) for options in ({"layers": (2, 6)}, {"tuned": 1})),
 ]
 
 
@@ -82,7 +83,7 @@ def test_answers_on_a_gpu(task, build, make, numbers):
     assert pipeline.encoder.fingerprint() == build(task).encoder.fingerprint()
 
 
-@pytest.mark.parametrize("task", [name for name in ALL if TASKS[name].kind != "embedding"])
+@pytest.mark.parametrize("task", [name for name in ALL if TASKS[name].kind not in ("embedding", "meaning")])
 def test_gradient_reaches_all_but_the_encoder(task, build, make, target_for):
     pipeline = build(task).train()
     assert not any(parameter.requires_grad for parameter in pipeline.encoder.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,21 +37,32 @@ def endings(modality: str) -> Sequence[str]:
         from polysense.data.point_cloud import CLOUD_ENDINGS
 
         return CLOUD_ENDINGS
+    if modality == "text":
+        return (".txt", ".md")
     from polysense.data.time_series import SERIES_ENDINGS
 
     return SERIES_ENDINGS
 
 
-def load_dataset(task: Task, path: str | Path, *, target: str | None = None, ignore: int | None = None) -> Dataset:
+def load_dataset(
+    task: Task,
+    path: str | Path,
+    *,
+    target: str | None = None,
+    ignore: int | None = None,
+    column: str | None = None,
+) -> Dataset:
     """Reads the labelled inputs of every task but forecasting and tables, which are frames (see `examples`).
 
     Args:
         task: Decides which layouts are looked for.
         path: A folder (class folders; image and mask folders; a detection layout; clouds with per-point labels), a
             COCO json, a UCR `.ts` file or a folder with `*_TRAIN.ts` and `*_TEST.ts`, or a csv/parquet list whose
-            first column is a path and whose `target` column is the label (several labels joined by `;`).
-        target: Label column of a list.
+            first column is a path and whose `target` column is the label (several labels joined by `;`); for texts a
+            table or jsonl with a text and its label in each row.
+        target: Label column of a list or of a table of texts.
         ignore: Number in masks that stands for no class.
+        column: Of a table of texts, that holds them; None: the one that looks like it.
 
     Raises:
         InputError: Nothing usable is there.
@@ -71,8 +82,10 @@ def load_dataset(task: Task, path: str | Path, *, target: str | None = None, ign
         return labelled_clouds(path)
     if task.modality == "time_series" and (path.suffix == ".ts" or list(path.glob("*.ts"))):
         return ucr_files(path)
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if path.is_file() and path.suffix.lower() in TABLES and task.modality != "text":
         return listed_files(path, task, target)
+    if task.modality == "text" and path.is_file():
+        return labelled_texts(path, task, target, column)
     if task.kind != "classification":
         fix = "give a csv or parquet list: first column the file, --target names the column to learn"
         raise InputError(path, f"{task.name} cannot be learnt from folders", fix)
@@ -111,14 +124,50 @@ def listed_files(path: Path, task: Task, target: str | None) -> Dataset:
     table = table[table[needed].notna().all(axis=1)]
     if not table[names].notna().all(axis=1).any():
         raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
-    files = [path.parent / str(file) for file in table[column]]
+    return _dataset([path.parent / str(file) for file in table[column]], table, names, task)
+
+
+def labelled_texts(path: Path, task: Task, target: str | None, column: str | None) -> Dataset:
+    """A table (csv, tsv, parquet, xlsx, jsonl) with a text and its label in each row; `split` is optional.
+
+    Rows without a label are left out.
+    """
+    from polysense.data.table import require_columns
+    from polysense.data.text import read_text_table, text_column, texts_of
+
+    table = read_text_table(path)
+    if target is None:
+        raise InputError(path, "the column to learn is not named", "name it with --target (or -1 for the last one)")
+    names = column_names(table, target, path)
+    require_columns(table, names, path)
+    chosen = column or text_column(table, path, without=names)
+    if task.kind == "regression":
+        table = table.assign(**{name: to_numbers(table[name], name, path) for name in names})
+    if task.kind != "multilabel":
+        table = table[table[names].notna().all(axis=1)]
+    if table.empty or not table[names].notna().any(axis=None):
+        raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
+    return _dataset(texts_of(table, chosen, path), table, names, task)
+
+
+def _dataset(sources: Iterable[Any], table: pd.DataFrame, names: Sequence[str], task: Task) -> Dataset:
+    """Items of a table's rows, whose inputs are given."""
     targets = _targets(table, names, task)
     splits = [""] * len(table)
     if "split" in table.columns:
         splits = [SPLITS.get(name.lower(), name) for name in table["split"].fillna("").astype(str)]
     labels = [label for target in targets for label in (target if isinstance(target, list) else [target])]
-    classes = names if task.kind == "regression" else sorted(set(labels))
-    return Dataset([Item(*row) for row in zip(files, targets, splits, strict=True)], classes)
+    classes = list(names) if task.kind == "regression" else sorted(set(labels))
+    return Dataset([Item(*row) for row in zip(sources, targets, splits, strict=True)], classes)
+
+
+def column_names(table: pd.DataFrame, target: str, path: str | Path) -> list[str]:
+    """The columns that `--target` means: names joined by commas, or one number (-1: the last)."""
+    if target.lstrip("-").isdigit() and target not in table.columns:
+        if not -table.shape[1] <= int(target) < table.shape[1]:
+            raise InputError(path, f"it has no column number {target}", f"it has {table.shape[1]} columns")
+        return [str(table.columns[int(target)])]
+    return [name.strip() for name in target.split(",")]
 
 
 def _targets(table: pd.DataFrame, names: Sequence[str], task: Task) -> list[Any]:

@@ -111,11 +111,11 @@ def fit(
     if threads:
         torch.set_num_threads(threads)
     what = TASKS[task]
-    if what.kind == "embedding":
-        raise InputError(task, "an embedding has nothing to train", "choose a task such as image-classification")
+    if what.kind in ("embedding", "meaning") or what.head == "naming":
+        raise InputError(task, "it learns nothing from labels", "choose a task such as image-classification")
     start = clock.perf_counter()
     sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders,
-                           ignore=ignore)  # fmt: skip
+                           ignore=ignore, column=(tokenizer_options or {}).get("column"))  # fmt: skip
     own_validation = "val" in sources.splits()
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())

@@ -18,7 +18,7 @@ from polysense.data.dataset import SPLITS, Dataset, Item
 from polysense.tasks import Task
 from polysense.tokenizers.base import Tokenizer
 from polysense.tokenizers.tabular_schema import as_text, to_numbers
-from polysense.training.data import load_dataset
+from polysense.training.data import column_names, load_dataset
 from polysense.training.examples import Examples, FileExamples, TableExamples, WindowExamples
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def open_sources(
     context: int = 96,
     borders: Sequence[float] = (0.7, 0.1, 0.2),
     ignore: int | None = None,
+    column: str | None = None,
 ) -> Sources:
     """Opens training data.
 
@@ -78,13 +79,15 @@ def open_sources(
         context: Steps of history to read.
         borders: Parts of a series in time: train, val, test as shares (up to 1) or as numbers of rows.
         ignore: Number in masks that stands for no class.
+        column: Of a table of texts, that holds them.
     """
     if task.kind == "forecasting":
         return SeriesSources.open(path, target, time, horizon, context, borders)
     if task.modality == "tabular":
         return TableSources.open(path, target, task)
-    options = {name: value for name, value in (("target", target), ("ignore", ignore)) if value is not None}
-    return FileSources(load_dataset(task, path, target=target, ignore=ignore), task, options)
+    given: dict[str, Any] = {"target": target, "ignore": ignore, "column": column}
+    options = {name: value for name, value in given.items() if value is not None}
+    return FileSources(load_dataset(task, path, **options), task, options)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class FileSources:
         return options
 
     def tokenizer_options(self) -> dict[str, Any]:
+        if self.task.modality == "text":  # the column that was learnt from is the one to read later
+            columns = {getattr(item.source, "column", "") for item in self.dataset.items}
+            return {"column": columns.pop()} if len(columns) == 1 and columns != {""} else {}
         # Series to learn from are read whole: all variates in one sequence, with their level.
         if self.task.modality != "time_series":
             return {}
@@ -160,12 +166,7 @@ class TableSources:
         if target is None:
             raise InputError(path, "the column to learn is not named", "name it with --target (or -1 for the last one)")
         frame = read_table(path)
-        if target.lstrip("-").isdigit() and target not in frame.columns:
-            if not -frame.shape[1] <= int(target) < frame.shape[1]:
-                raise InputError(path, f"it has no column number {target}", f"it has {frame.shape[1]} columns")
-            names: tuple[str, ...] = (str(frame.columns[int(target)]),)
-        else:
-            names = tuple(name.strip() for name in target.split(","))
+        names = tuple(column_names(frame, target, path))
         require_columns(frame, names, path)
         if task.kind == "regression":
             frame = frame.assign(**{name: to_numbers(frame[name], name, path) for name in names})
