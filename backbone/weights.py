@@ -53,8 +53,12 @@ def load_encoder(spec: str = "embedded") -> Encoder:
     return encoder.freeze()
 
 
-def create_timm(spec: str) -> torch.nn.Module:
-    """The whole timm model behind a `timm:NAME` or `random:NAME` spec, without its classifier.
+def create_timm(spec: str, head: bool = False) -> torch.nn.Module:
+    """The whole timm model behind a `timm:NAME` or `random:NAME` spec.
+
+    Args:
+        spec: Which.
+        head: With its last linear map (a classifier, or the projection of a CLIP model).
 
     Raises:
         InputError: timm has no model of that name, or its weights cannot be downloaded.
@@ -65,14 +69,15 @@ def create_timm(spec: str) -> torch.nn.Module:
     if not timm.is_model(name.split(".")[0]) and not name.startswith("hf-hub:"):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]) or "vit_base_patch16_224"
         raise InputError(spec, "timm has no model of this name", f"choose one such as {near}")
+    options = {} if head else {"num_classes": 0}
     if kind == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return timm.create_model(name, pretrained=False, num_classes=0).eval()
+            return timm.create_model(name, pretrained=False, **options).eval()
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+        return timm.create_model(name, pretrained=True, **options).eval()
     except (OSError, RuntimeError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         fix = "connect to the internet once so that timm can download them, or use file:PATH"
         raise InputError(spec, "its pretrained weights cannot be had", fix) from error

@@ -31,6 +31,7 @@ class MeaningConfig:
     pooling: tuple[str, ...] = ("mean", "max")  # see heads.pool
     layers: tuple[int, ...] = (0,)  # hidden layers to read beside the last
     hidden: int = 0  # width of one hidden layer; 0: a linear map
+    scaled: bool = True  # sets pooled features to unit variance; False for projections published without
 
     def __post_init__(self) -> None:
         for name in ("pooling", "layers"):  # JSON gives lists
@@ -45,7 +46,7 @@ class MeaningHead(PooledHead):
 
     def __init__(self, config: MeaningConfig | NamingConfig, width: int) -> None:
         super().__init__(config, width)
-        self.pool = Pool(width, config.pooling, config.layers)
+        self.pool = Pool(width, config.pooling, config.layers, config.scaled)
         self.project = make_mlp(self.pool.width, config.hidden, config.dim, 0.0)
 
     def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:
@@ -68,6 +69,7 @@ class NamingConfig:
     pooling: tuple[str, ...] = ("mean", "max")
     layers: tuple[int, ...] = (0,)
     hidden: int = 0
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         for name in ("classes", "owner", "pooling", "layers"):

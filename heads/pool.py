@@ -83,31 +83,37 @@ class Pool(nn.Module):
         width: Of a token.
         pooling: Statistics to take, of `STATISTICS`; "cls" takes the class token (last layer only).
         layers: Hidden layers to read beside the last one.
+        scaled: False leaves the statistics as they are.
     """
 
-    def __init__(self, width: int, pooling: Sequence[str] = ("mean", "max"), layers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        width: int,
+        pooling: Sequence[str] = ("mean", "max"),
+        layers: Sequence[int] = (),
+        scaled: bool = True,
+    ) -> None:
         super().__init__()
         for kind in pooling:
             if kind not in (*STATISTICS, "cls"):
                 raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
-        self.pooling, self.layers = tuple(pooling), tuple(layers)
+        self.pooling, self.layers, self.scaled = tuple(pooling), tuple(layers), scaled
         vectors = sum(math.prod(COURSE) if kind == "course" else 1 for kind in pooling if kind != "cls")
         self.width = width * (vectors * (1 + len(self.layers)) + ("cls" in pooling))
 
     def forward(self, features: Features) -> Float[Tensor, "b f"]:
         levels = [features.last, *(features.hidden[layer] for layer in self.layers)]
-        parts = [_scaled(masked_statistic(level, kind), kind)
+        parts = [self._scaled(masked_statistic(level, kind), kind)
                  for level in levels for kind in self.pooling if kind != "cls"]  # fmt: skip
         if "cls" in self.pooling:
             if features.cls is None:
                 raise ValueError("pooling 'cls' needs an encoder with a class token; use mean or max")
-            parts.append(_scaled(features.cls, "cls"))
+            parts.append(self._scaled(features.cls, "cls"))
         return torch.cat(parts, -1)
 
-
-def _scaled(part: Float[Tensor, "b f"], kind: str) -> Float[Tensor, "b f"]:
-    """Unit variance, but for "change": how much moves is what it tells."""
-    return part if kind == "change" else nn.functional.layer_norm(part, part.shape[-1:])
+    def _scaled(self, part: Float[Tensor, "b f"], kind: str) -> Float[Tensor, "b f"]:
+        """Unit variance, but for "change": how much moves is what it tells."""
+        return part if kind == "change" or not self.scaled else nn.functional.layer_norm(part, part.shape[-1:])
 
 
 class PooledHead(Head):

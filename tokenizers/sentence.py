@@ -41,23 +41,31 @@ class SentenceEncoder(nn.Module):
             nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, 0.0, "gelu", 1e-12, batch_first=True) for _ in range(depth)
         )
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """`mask` is True at real pieces; what stands at the others is undefined."""
-        x = self.start(ids)
+    def forward(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"], embedded: Float[Tensor, "b n d"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """`mask` is True at real pieces; what stands at the others is undefined. `embedded`: see `start`."""
+        x = self.start(ids, embedded)
         padding = None if bool(mask.all()) else ~mask
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=padding)
         return x
 
-    def start(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """What the first layer reads."""
-        return self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
+    def start(self, ids: Int[Tensor, "b n"], embedded: Float[Tensor, "b n d"] | None = None) -> Float[Tensor, "b n d"]:
+        """What the first layer reads; `embedded` stands in for the pieces' own vectors (a learned prompt)."""
+        words = self.words(ids) if embedded is None else embedded
+        return self.norm(words + self.positions.weight[: ids.shape[1]])
 
 
 def sentence_vectors(x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b d"]:
     """The mean over real pieces, at unit length: the vector of a text, whose products are cosines."""
     total = x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1)
     return F.normalize(total / mask.sum(1, keepdim=True).clamp_min(1), dim=-1)
+
+
+def is_installed() -> bool:
+    """Whether texts can be read here."""
+    return find_spec(PACKAGE) is not None
 
 
 def model_folder() -> Path:
