@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from polysense.core.types import Features, Tokens
 from polysense.heads.base import Head, Out
 
-STATISTICS = ("mean", "max", "std", "last", "change", "course")
-COURSE = (6, 3, 3)  # moments, rows and columns that "course" averages over
+STATISTICS = ("mean", "max", "std", "last", "change", "course", "cells")
+# Coarse cells that a grid's tokens are averaged over: moments, rows and columns; moments and bands of frequency.
+CELLS = {"course": (6, 3, 3), "cells": (3, 4)}
 
 
 def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
@@ -25,16 +27,19 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
     Args:
         tokens: Of any sense; "change" needs tokens on a grid whose first axis is time.
         kind: "mean", "max" or "std" over real tokens; "last", the last real token; "change", the mean absolute
-            difference of each place from one time to the next (what moves in a clip); or "course", means of the coarse
-            cells of `COURSE` side by side, (b, 54 d), which keep when and where.
+            difference of each place from one time to the next (what moves in a clip); or means of the coarse cells of
+            `CELLS` side by side, which keep when and where: "course" of a clip, (b, 54 d); "cells" of a sound,
+            (b, 12 d).
 
     Raises:
-        ValueError: The kind is unknown, or "change" or "course" is asked of tokens without a time axis.
+        ValueError: The kind is unknown, or one that needs a grid is asked of tokens without it.
     """
     if kind in ("change", "course") and (tokens.grid is None or len(tokens.grid) != 3):
         raise ValueError(f"pooling {kind!r} needs tokens on a (time, rows, columns) grid; use it for video")
-    if kind == "course":
-        return _course(tokens)
+    if kind == "cells" and (tokens.grid is None or len(tokens.grid) != 2):
+        raise ValueError(f"pooling {kind!r} needs tokens on a (time, frequency) grid; use it for audio")
+    if kind in CELLS:
+        return _coarse(tokens, CELLS[kind])
     mask = tokens.dense_mask()
     # masked_fill and not a product: what stands at padded places is undefined and may be NaN.
     x = tokens.x if tokens.mask is None else tokens.x.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -59,17 +64,18 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
     raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
 
 
-def _course(tokens: Tokens) -> Float[Tensor, "b f"]:
-    """Each clip by itself, on its own cells: padding may not move the borders of the coarse ones."""
+def _coarse(tokens: Tokens, cells: tuple[int, ...]) -> Float[Tensor, "b f"]:
+    """Each input by itself, on its own cells: padding may not move the borders of the coarse ones."""
     assert tokens.grid is not None
+    average: Any = nn.functional.adaptive_avg_pool3d if len(cells) == 3 else nn.functional.adaptive_avg_pool2d
     rows = []
     for x, real in zip(tokens.x.unflatten(1, tokens.grid), tokens.dense_mask().unflatten(1, tokens.grid), strict=True):
-        t, h, w = (int(real.transpose(0, axis).flatten(1).any(1).sum()) for axis in range(3))
-        if t == 0:
-            rows.append(x.new_zeros(math.prod(COURSE) * x.shape[-1]))
+        sizes = [int(real.transpose(0, axis).flatten(1).any(1).sum()) for axis in range(len(cells))]
+        if sizes[0] == 0:
+            rows.append(x.new_zeros(math.prod(cells) * x.shape[-1]))
             continue
-        cells = nn.functional.adaptive_avg_pool3d(x[:t, :h, :w].movedim(-1, 0), COURSE)  # (d, 6, 3, 3)
-        rows.append(cells.flatten(1).T.flatten())
+        whole = x[tuple(slice(0, size) for size in sizes)]
+        rows.append(average(whole.movedim(-1, 0), cells).flatten(1).T.flatten())
     return torch.stack(rows)
 
 
@@ -98,7 +104,7 @@ class Pool(nn.Module):
             if kind not in (*STATISTICS, "cls"):
                 raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
         self.pooling, self.layers, self.scaled = tuple(pooling), tuple(layers), scaled
-        vectors = sum(math.prod(COURSE) if kind == "course" else 1 for kind in pooling if kind != "cls")
+        vectors = sum(math.prod(CELLS.get(kind, ())) for kind in pooling if kind != "cls")
         self.width = width * (vectors * (1 + len(self.layers)) + ("cls" in pooling))
 
     def forward(self, features: Features) -> Float[Tensor, "b f"]:

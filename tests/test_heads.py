@@ -42,9 +42,10 @@ def forecaster(**options):
     return ForecastHead(ForecastConfig(**{"horizon": HORIZON, "tokens": TOKENS, "reduce": 4, **options}), WIDTH)
 
 
+OF_CLIPS = tuple(kind for kind in STATISTICS if kind != "cells")
 HEADS = {
     "classify": classifier,
-    "classify-hidden": lambda: classifier(hidden=8, pooling=STATISTICS, layers=(0, 2), dropout=0.1),
+    "classify-hidden": lambda: classifier(hidden=8, pooling=OF_CLIPS, layers=(0, 2), dropout=0.1),
     "classify-labels": lambda: classifier(multi_label=True),
     "regress": lambda: RegressionHead(RegressionConfig(("p", "q"), (1.0, 2.0), (3.0, 4.0)), WIDTH),
     "embed": lambda: EmbeddingHead(EmbeddingConfig(layers=(1,)), WIDTH),
@@ -82,8 +83,9 @@ def test_padding_changes_nothing(name):
 def test_padding_may_be_nan(kind):
     clean, dirty = (features(padding=value).last for value in (0.0, float("nan")))
     x = dirty.x.clone().requires_grad_()
-    found = masked_statistic(Tokens(x, dirty.mask, dirty.pos, dirty.grid), kind)
-    torch.testing.assert_close(found, masked_statistic(clean, kind))
+    grid = dirty.grid if kind != "cells" else (x.shape[1], 1)
+    found = masked_statistic(Tokens(x, dirty.mask, dirty.pos, grid), kind)
+    torch.testing.assert_close(found, masked_statistic(Tokens(clean.x, clean.mask, clean.pos, grid), kind))
     found.sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
 
@@ -120,6 +122,19 @@ def test_course_keeps_when_and_where():
     assert Pool(2, ("course", "mean"), (0,)).width == 2 * 2 * 55
 
 
+def test_cells_keep_when_and_how_high():
+    grid, x = (6, 4), torch.randn(1, 24, 2)
+    by_hand = x.view(3, 2, 4, 2).mean(1)  # two moments make one cell, bands stay
+    whole = masked_statistic(Tokens(x, None, torch.zeros(1, 24, 2), grid), "cells").view(3, 4, 2)
+    torch.testing.assert_close(whole, by_hand)
+    padded = torch.full((1, 9, 4, 2), float("nan"))
+    padded[:, :6] = x.view(1, 6, 4, 2)
+    mask = torch.arange(9)[None, :, None].expand(1, 9, 4) < 6
+    more = Tokens(padded.flatten(1, 2), mask.flatten(1), torch.zeros(1, 36, 2), (9, 4))
+    torch.testing.assert_close(masked_statistic(more, "cells").view(3, 4, 2), by_hand)
+    assert Pool(2, ("cells", "mean")).width == 2 * 13
+
+
 def test_pooled_parts_have_unit_variance_but_change_keeps_its_size():
     x = torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(0))
 
@@ -148,7 +163,11 @@ def test_statistics_by_hand():
     with pytest.raises(ValueError, match="use it for video"):
         masked_statistic(tokens, "course")
     empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1, 1))
-    assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in STATISTICS)
+    assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in OF_CLIPS)
+    silent = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1))
+    assert masked_statistic(silent, "cells").tolist() == [[0.0] * 24]
+    with pytest.raises(ValueError, match="use it for audio"):
+        masked_statistic(tokens, "cells")
 
 
 def test_pool_widths_and_the_class_token():
