@@ -69,7 +69,7 @@ def create_timm(spec: str, head: bool = False) -> torch.nn.Module:
     if not timm.is_model(name.split(".")[0]) and not name.startswith("hf-hub:"):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]) or "vit_base_patch16_224"
         raise InputError(spec, "timm has no model of this name", f"choose one such as {near}")
-    options = {} if head else {"num_classes": 0}
+    options: dict[str, Any] = {} if head else {"num_classes": 0}
     if kind == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -117,20 +117,7 @@ def teach(pipeline: Pipeline, examples: Mapping[str, Sequence[Any]], batch_size:
     """
     head = pipeline.head
     assert isinstance(head, NamingHead)
-    classes, pooled, labels = list(head.config.classes), [], []
-    for name, sources in examples.items():
-        if name not in classes:
-            raise InputError(f"class {name!r}", "it is none of the labels", f"choose from {', '.join(classes[:20])}")
-        for source in sources:
-            for sample in pipeline.tokenizer.read_all(source):
-                parts = pipeline.tokenizer.split(sample)
-                for start in range(0, len(parts), batch_size):
-                    batch = pipeline.tokenizer.collate(parts[start : start + batch_size])
-                    pooled.append(head.pool(pipeline.features(batch)).float())
-                    labels += [classes.index(name)] * len(pooled[-1])
-    if not labels:
-        raise InputError("examples", "there are none", "give at least one input of a class")
-    x, y = torch.cat(pooled), torch.tensor(labels, device=pipeline.device)
+    x, y, _ = pool_examples(pipeline, examples, batch_size)
     head.more.weight.zero_()
     head.more.bias.zero_()
     said = head.logits(head.from_pooled(x))
@@ -139,6 +126,34 @@ def teach(pipeline: Pipeline, examples: Mapping[str, Sequence[Any]], batch_size:
     head.more.bias.copy_(found.bias)
     head.temperature.div_(found.scale)
     pipeline.about |= {"named_by": f"words and {len(y)} examples", "penalty": found.penalty}
+
+
+@torch.no_grad()
+def pool_examples(
+    pipeline: Pipeline, examples: Mapping[str, Sequence[Any]], batch_size: int = 16
+) -> tuple[Float[Tensor, "r f"], Int[Tensor, " r"], Int[Tensor, " r"]]:
+    """What the head reads of examples: pooled features, the class, and which input of its class, for each sequence.
+
+    Raises:
+        InputError: A class is none of the pipeline's, an input cannot be read, or there are none.
+    """
+    head = pipeline.head
+    assert isinstance(head, NamingHead)
+    classes, pooled, rows = list(head.config.classes), [], []
+    for name, sources in examples.items():
+        if name not in classes:
+            raise InputError(f"class {name!r}", "it is none of the labels", f"choose from {', '.join(classes[:20])}")
+        samples = (sample for source in sources for sample in pipeline.tokenizer.read_all(source))
+        for i, sample in enumerate(samples):
+            parts = pipeline.tokenizer.split(sample)
+            for start in range(0, len(parts), batch_size):
+                batch = pipeline.tokenizer.collate(parts[start : start + batch_size])
+                pooled.append(head.pool(pipeline.features(batch)).float())
+                rows += [(classes.index(name), i)] * len(pooled[-1])
+    if not rows:
+        raise InputError("examples", "there are none", "give at least one input of a class")
+    y, number = torch.tensor(rows, device=pipeline.device).T
+    return torch.cat(pooled), y, number
 
 
 @dataclass(frozen=True, slots=True)
