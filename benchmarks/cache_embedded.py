@@ -34,14 +34,15 @@ def plain(data: Path, out: Path) -> None:
     cache_pictures(sources, out, side=192, teacher_side=224, crops=2)
 
 
-def pictures(path: str, side: int = 128) -> Callable[[Path, Path], None]:
-    return lambda data, out: cache_pictures([data / path], out, side=side, teacher_side=side)
+def pictures(path: str, side: int = 128, teacher_side: int | None = None) -> Callable[[Path, Path], None]:
+    return lambda data, out: cache_pictures([data / path], out, side=side, teacher_side=teacher_side or side)
 
 
 CACHES: dict[str, Callable[[Path, Path], object]] = {
     "cifar": pictures("image/cifar10_full/train.parquet"),
     "tiny": pictures("image/tiny_imagenet/train.parquet"),
     "plain": plain,
+    "tiny_words": pictures("image/tiny_imagenet/train.parquet", 128, 224),  # for make_meaning.py alone
     "xray": pictures("xray/covid_cxr/train", 192),
     "sounds": sounds,
     "clouds": lambda data, out: cloud_samples(data / "pointcloud", out),

@@ -35,7 +35,7 @@ from polysense.training.synthetic_clouds import PROGRAMS
 from polysense.training.teachers import YAMNET_WINDOW, Yamnet, load_lite0
 from polysense.words import TEMPLATES, word_vectors
 
-PICTURES = {"plain": 0.5, "tiny": 0.25, "cifar": 0.25}  # caches and their shares of a batch
+PICTURES = {"plain": 0.4, "tiny_words": 0.4, "cifar": 0.2}  # caches and their shares of a batch
 MOST = 12_000  # rows of a cache
 MIXTURES = 2000  # generated recordings
 HIDDEN = 512  # width of the projection's hidden layer: a linear map does not reach what teachers say
@@ -52,7 +52,7 @@ SHAPES = {
     "slab": ["floor"], "sofa": ["sofa", "couch"],
 }  # fmt: skip
 INPUTS = {  # of each lesson, for the card
-    "plain": "pictures of Caltech-101 (train) and ImageNet, whole and cropped", "tiny": "of Tiny-ImageNet (train)",
+    "plain": "pictures of Caltech-101 (train) and ImageNet, whole and cropped", "tiny_words": "of Tiny-ImageNet (train)",
     "cifar": "of CIFAR-10 (train)", "clips": "recordings of debian_sounds and ESC-10 (folds 1-3)",
     "mixtures": "recordings mixed of them", "generated": "generated clouds",
     "furniture": "views of Sweet Home 3D furniture (train), by its renders",
