@@ -52,8 +52,9 @@ SHAPES = {
     "slab": ["floor"], "sofa": ["sofa", "couch"],
 }  # fmt: skip
 INPUTS = {  # of each lesson, for the card
-    "plain": "pictures of Caltech-101 (train) and ImageNet, whole and cropped", "tiny_words": "of Tiny-ImageNet (train)",
-    "cifar": "of CIFAR-10 (train)", "clips": "recordings of debian_sounds and ESC-10 (folds 1-3)",
+    "plain": "pictures of Caltech-101 (train) and ImageNet, whole and cropped",
+    "tiny_words": "of Tiny-ImageNet (train)", "cifar": "of CIFAR-10 (train)",
+    "clips": "recordings of debian_sounds and ESC-10 (folds 1-3)",
     "mixtures": "recordings mixed of them", "generated": "generated clouds",
     "furniture": "views of Sweet Home 3D furniture (train), by its renders",
 }  # fmt: skip
