@@ -52,7 +52,7 @@ class MiniLM:
     @torch.no_grad()  # no inference tensors: trainings start from these vectors
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Texts beyond `LONGEST_TEXT` pieces are read up to there."""
-        model, splitter = load_sentence_encoder(), word_pieces()
+        model, splitter = load_sentence_encoder("cpu"), word_pieces()
         pieces = [
             encoded.ids[:LONGEST_TEXT] for encoded in splitter.encode_batch(list(texts), add_special_tokens=False)
         ]
@@ -128,7 +128,7 @@ def load_anchor(spec: str = "minilm") -> Anchor:
     """
     if spec == "minilm":
         try:
-            load_sentence_encoder()
+            load_sentence_encoder("cpu")
         except InputError:
             if not is_installed() and (kept := embedded_folder() / "words.safetensors").is_file():
                 return Remembered(kept)

@@ -96,7 +96,8 @@ def zero_shot(
     head.temperature.fill_(float(space.about.get("temperature", 0.07)))
     head.fit.copy_(torch.tensor(space.about.get("fit", [20.0, -8.0])))
     task = TASKS[f"{space.modality.replace('_', '-')}-naming"]
-    about = {"named_by": "words", "templates": sentences, "licence": space.about.get("licence", "")}
+    about = {"named_by": "words", "anchor": space.about.get("anchor", "minilm"), "templates": sentences,
+             "licence": space.about.get("licence", "")}  # fmt: skip
     pipeline = Pipeline(task, space.tokenizer, space.encoder, head, about=about).to(device).eval()
     if examples:
         teach(pipeline, examples)

@@ -97,7 +97,7 @@ def word_pieces() -> WordPieces:
 
 
 @lru_cache(maxsize=2)
-def load_sentence_encoder(device: str = "cpu") -> SentenceEncoder:
+def load_sentence_encoder(device: str) -> SentenceEncoder:
     """The published weights, frozen, in evaluation mode; one copy a device, for all who read texts.
 
     Raises:

@@ -65,7 +65,7 @@ class TextTokenizer(Tokenizer):
         self.project = nn.Linear(len(config.layers) * WIDTH, config.width)
         self.late = nn.ModuleList()
         if config.tuned:
-            self.late.extend(copy.deepcopy(load_sentence_encoder().layers[-config.tuned :]))
+            self.late.extend(copy.deepcopy(load_sentence_encoder("cpu").layers[-config.tuned :]))
             self.late.requires_grad_(True)
 
     def fit_tensors(self, sources: Sequence[Any], seed: int) -> list[str]:
