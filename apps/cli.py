@@ -108,6 +108,9 @@ def predict(
     from polysense.apps.predict import predict as run
 
     words = None
+    beside = {"--template": template, "--none": none, "--examples": examples, "--modality": modality}
+    if labels is None and (given := [name for name, value in beside.items() if value]):
+        raise typer.BadParameter("it is for zero-shot, with --labels", param_hint=given[0])
     if labels is not None:
         from polysense.apps.words import Words
 

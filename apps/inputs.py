@@ -69,11 +69,19 @@ def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]
     if modality is not None and modality not in known:
         raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(known)}")
     names = [modality] if modality else list(known)
-    # From folders come the files whose ending leaves no doubt; a doubtful one that is named outright is asked about.
+    # From folders come the files whose ending leaves no doubt, and .txt files of words; a doubtful one that is named
+    # outright is asked about.
     counts = Counter(ending for name in names for ending in endings(name))
     groups: dict[str, list[Path]] = {}
-    for path in expand(inputs, [ending for ending, count in counts.items() if count == 1]):
+    sure = [ending for ending, count in counts.items() if count == 1]
+    for path in expand(inputs, [*sure, ".txt"] if "text" in names else sure):
+        doubtful = path.suffix.lower() == ".txt" and ".txt" not in sure
+        if doubtful and str(path) not in inputs and not is_prose(path):
+            continue
         groups.setdefault(modality or guess(path, known), []).append(path)
+    if not groups:
+        problem = "no file was found whose kind is plain to see"
+        raise InputError(", ".join(inputs), problem, f"say --modality {'|'.join(known)}")
     return groups
 
 
@@ -86,8 +94,21 @@ def guess(path: Path, known: Sequence[str]) -> str:
     fits = [name for name in known if path.suffix.lower() in endings(name)]
     if len(fits) == 1:
         return fits[0]
+    if "text" in fits and path.suffix.lower() == ".txt" and is_prose(path):
+        return "text"
     problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"
     raise InputError(path, problem, f"say --modality {'|'.join(fits or known)}")
+
+
+def is_prose(path: Path) -> bool:
+    """Whether a .txt file begins with words, not with numbers or cells; a file that holds nothing counts as a text."""
+    try:
+        with path.open("rb") as file:
+            words = file.read(2000).decode("utf-8", errors="replace").split()
+    except OSError:
+        return False
+    plain = sum(word.strip(".,;:!?()\"'").replace("-", "").isalpha() for word in words)
+    return plain >= 0.6 * len(words)
 
 
 def check_model(name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polysense.apps.inputs import endings
+from polysense.core.errors import InputError
 from polysense.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ class Words:
         Raises:
             InputError: See `zero_shot`; or the examples are none of this modality.
         """
-        from polysense.data.dataset import class_folders
+        from polysense.data.dataset import class_folders, list_files
         from polysense.zero_shot import zero_shot
 
         shown: dict[str, list[Path]] = {}
         if self.examples is not None:
+            if not list_files(self.examples, endings(modality)) and self.examples.is_dir():
+                fix = "add some for each class, or predict the other kinds of input by themselves"
+                raise InputError(self.examples, f"it holds no {modality.replace('_', ' ')} examples", fix)
             for item in class_folders(self.examples, endings(modality)).items:
                 shown.setdefault(item.target, []).append(item.source)
         return zero_shot(modality, self.labels, templates=self.templates, none=self.none, examples=shown or None,

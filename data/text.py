@@ -33,7 +33,7 @@ USUAL_NAMES = ("text", "sentence", "content", "review", "body", "message", "comm
 CLEARLY = 1.5  # times longer than the next column, and a column is the one that holds the text
 SURROGATES = re.compile("[\ud800-\udfff]")
 GIVE = "give a string, a path, a table or a Series of strings"
-NAME_IT = "name it with --tokenizer column=NAME"
+NAME_IT = "name it: --tokenizer column=NAME of fit; elsewhere give a table of that column alone"
 FILL = "write its text, or take the row out (words such as NA and none count as missing in a table)"
 
 

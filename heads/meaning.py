@@ -101,6 +101,7 @@ class NamingHead(MeaningHead):
         count = len(config.classes)
         self.register_buffer("names", F.normalize(torch.randn(len(config.owner), config.dim), dim=-1))
         self.register_buffer("temperature", torch.tensor(0.05))
+        self.register_buffer("of_words", torch.tensor(0.05))  # the temperature before examples had a say
         self.register_buffer("fit", torch.tensor([20.0, -8.0]))
         self.more = nn.Linear(self.pool.width, count)
         nn.init.zeros_(self.more.weight)
@@ -108,6 +109,7 @@ class NamingHead(MeaningHead):
 
     names: Float[Tensor, "m d"]
     temperature: Tensor
+    of_words: Tensor
     fit: Float[Tensor, " 2"]
 
     def from_pooled(self, pooled: Float[Tensor, "b f"]) -> Out:

@@ -75,6 +75,12 @@ def as_labels(labels: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict
     """Labels in any form -> {answer: its names}."""
     if isinstance(labels, str):
         return parse_labels(labels)
+    if not labels:
+        raise InputError("labels", "they name no class", 'give names such as "dog, cat, bird"')
     if isinstance(labels, Mapping):
-        return {str(name): [str(name)] if not others else list(others) for name, others in labels.items()}
-    return parse_labels(",".join(labels)) if all("," not in name for name in labels) else {n: [n] for n in labels}
+        groups = {str(name): [others] if isinstance(others, str) else list(others) for name, others in labels.items()}
+        return {name: [word for word in group if word.strip()] or [name] for name, group in groups.items()}
+    found = [[part.strip() for part in label.split("|")] for label in labels]
+    if len({group[0] for group in found}) < len(found):
+        raise InputError("labels", "a class is named twice", "name every class once")
+    return {group[0]: group for group in found}

@@ -27,7 +27,7 @@ from polysense.tasks import TASKS
 from polysense.words import as_labels, word_vectors
 
 Labels = str | Sequence[str] | Mapping[str, Sequence[str]]
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the squared weights that examples teach
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # of the squared weights that examples teach
 SCALES = (0.2, 0.5, 1.0)  # of what words say: examples may know better, but not of classes that have none
 FOLDS, STEPS = 5, 60
 
@@ -51,7 +51,7 @@ def zero_shot(
     modality: str,
     labels: Labels,
     *,
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     none: str | None = None,
     examples: Mapping[str, Sequence[Any]] | None = None,
     meaning: str | Path | Pipeline | None = None,
@@ -77,7 +77,8 @@ def zero_shot(
     if not isinstance(space.head, MeaningHead):
         raise InputError(space.name, "it does not lead into the space of meaning", "give a bundle of a -meaning task")
     names = as_labels(labels)
-    sentences = list(space.about.get("templates", ["{}"])) if templates is None else list(templates)
+    given = [templates] if isinstance(templates, str) else templates
+    sentences = list(given or space.about.get("templates", ["{}"]))
     for sentence in sentences:
         if "{}" not in sentence:
             raise InputError(
@@ -89,11 +90,12 @@ def zero_shot(
     try:
         config = NamingConfig(tuple(names), owner, none, **shape)
     except ValueError as error:
-        raise InputError("labels", str(error), "name every class once") from error
+        raise InputError("labels", str(error), "change the labels, or the word for none of them") from error
     head = NamingHead(config, space.encoder.config.width)
     head.project.load_state_dict(space.head.project.state_dict())
     head.names.copy_(word_vectors(load_anchor(space.about.get("anchor", "minilm")), groups, sentences))
-    head.temperature.fill_(float(space.about.get("temperature", 0.07)))
+    head.of_words.fill_(float(space.about.get("temperature", 0.07)))
+    head.temperature.copy_(head.of_words)
     head.fit.copy_(torch.tensor(space.about.get("fit", [20.0, -8.0])))
     task = TASKS[f"{space.modality.replace('_', '-')}-naming"]
     about = {"named_by": "words", "anchor": space.about.get("anchor", "minilm"), "templates": sentences,
@@ -117,15 +119,17 @@ def teach(pipeline: Pipeline, examples: Mapping[str, Sequence[Any]], batch_size:
         InputError: A class is none of the pipeline's, or an input cannot be read.
     """
     head = pipeline.head
-    assert isinstance(head, NamingHead)
+    if not isinstance(head, NamingHead):
+        raise InputError(pipeline.name, "it does not compare inputs with names", "give what zero_shot makes")
     x, y, _ = pool_examples(pipeline, examples, batch_size)
     head.more.weight.zero_()
     head.more.bias.zero_()
+    head.temperature.copy_(head.of_words)
     said = head.logits(head.from_pooled(x))
     found = correct(x, said, y)
     head.more.weight.copy_(found.weight)
     head.more.bias.copy_(found.bias)
-    head.temperature.div_(found.scale)
+    head.temperature.copy_(head.of_words / found.scale)
     pipeline.about |= {"named_by": f"words and {len(y)} examples", "penalty": found.penalty}
 
 
@@ -144,6 +148,8 @@ def pool_examples(
     for name, sources in examples.items():
         if name not in classes:
             raise InputError(f"class {name!r}", "it is none of the labels", f"choose from {', '.join(classes[:20])}")
+        if isinstance(sources, str | Path):
+            raise InputError(f"examples of {name!r}", "a list of inputs is wanted", "write [one, two]")
         samples = (sample for source in sources for sample in pipeline.tokenizer.read_all(source))
         for i, sample in enumerate(samples):
             parts = pipeline.tokenizer.split(sample)
@@ -188,7 +194,7 @@ def _chosen(x: Float[Tensor, "r f"], said: Float[Tensor, "r c"], y: Int[Tensor, 
     are too few examples for folds."""
     counts = y.bincount()
     if int(counts[counts > 0].min()) < 2:
-        return 1.0, 1.0
+        return 1.0, 0.1
     fold = torch.zeros_like(y)
     for label in y.unique():
         rows = (y == label).nonzero()[:, 0]

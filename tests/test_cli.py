@@ -71,7 +71,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(polysense, "load", lambda name, **_: PretendedPipeline(name, modality[name]), raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "deep").mkdir(parents=True)
-    for name, text in {"in/a.jpg": "cat", "in/deep/b.PNG": "dog", "in/notes.txt": "no", "bad.jpg": "bad"}.items():
+    for name, text in {"in/a.jpg": "cat", "in/deep/b.PNG": "dog", "in/notes.txt": "1 2 3", "bad.jpg": "bad"}.items():
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -164,7 +164,7 @@ def test_debug_shows_the_traceback(files: Path) -> None:
     [
         (["predict", "image-clasification", "in"], "did you mean image-classification?"),
         (["predict", "in/bundle", "in"], "in/bundle: there is no such folder"),
-        (["predict", "xyz", "in"], "choose one of: audio-embedding, cells, image-classification"),
+        (["predict", "xyz", "in"], "choose one of: audio-embedding, audio-meaning, cells, image-classification"),
         (["predict", "image-classification", "nowhere"], "nowhere: there is no such file"),
         (["predict", "image-classification", "*.gif"], "there is no such file"),
         (["predict", "image-classification", "in", "--out", "o.xlsx"], ".parquet"),
@@ -279,3 +279,22 @@ def test_our_own_faults_keep_their_traceback() -> None:
 def test_a_file_named_like_a_pattern_is_found(files: Path) -> None:
     (files / "x[1].jpg").write_text("cat")
     assert inputs.expand(["x[1].jpg"], (".jpg",)) == [Path("x[1].jpg")]
+
+
+def test_words_in_a_folder_are_texts_and_numbers_are_not(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear all, it rained the whole week, so we stayed inside and read.")
+    (tmp_path / "scan.txt").write_text("0.1 0.2 0.3\n0.4 0.5 0.6\n")
+    known = ["image", "point_cloud", "text"]
+    assert inputs.sort_files([str(tmp_path / "letter.txt")], None, known) == {"text": [tmp_path / "letter.txt"]}
+    with pytest.raises(InputError, match="point_cloud or text"):
+        inputs.sort_files([str(tmp_path / "scan.txt")], None, known)
+    assert inputs.sort_files([str(tmp_path)], None, known) == {"text": [tmp_path / "letter.txt"]}
+
+
+def test_zero_shot_options_belong_to_zero_shot(files: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("predict", "cells", "in/a.jpg", "--none", "other") == 2
+    assert "zero-shot" in capsys.readouterr().err
+    assert run("predict", "zero-shot", "in/a.jpg") == 1
+    assert "--labels" in capsys.readouterr().err
+    assert run("predict", "cells", "in/a.jpg", "--labels", "a, b") == 1
+    assert "its classes were trained" in capsys.readouterr().err

@@ -134,6 +134,25 @@ def test_examples_teach_what_words_do_not_say(taught) -> None:
     assert pipeline.about["named_by"] == "words and 8 examples"
 
 
+def test_teaching_again_begins_anew(taught) -> None:
+    pipeline = zero_shot("image", "red, blue", meaning=taught[0])
+    wrong = {"red": [square("blue", i) for i in range(4)], "blue": [square("red", i) for i in range(4)]}
+    teach(pipeline, wrong)  # what words say is in the way
+    first = {name: value.clone() for name, value in pipeline.head.state_dict().items()}
+    assert float(pipeline.head.temperature) > 0.051
+    teach(pipeline, wrong)
+    for name, value in pipeline.head.state_dict().items():
+        torch.testing.assert_close(value, first[name], atol=1e-4, rtol=1e-4)
+
+
+def test_measuring_knows_the_answer_that_none_fits(taught, tmp_path: Path) -> None:
+    for name in ("red", "blue", "other"):
+        (tmp_path / name).mkdir()
+        square("green" if name == "other" else name, 3).save(tmp_path / name / "a.png")
+    metrics = evaluate(zero_shot("image", "red, blue", none="other", meaning=taught[0]), tmp_path)
+    assert 0 <= metrics["accuracy"] <= 1
+
+
 def test_one_example_and_a_class_without_any(taught) -> None:
     pipeline = zero_shot("image", "red, green, blue", examples={"red": [square("red", 1)]}, meaning=taught[0])
     assert [a.answer() for a in pipeline([square(name, 70) for name in COLOURS])] == list(COLOURS)
@@ -149,8 +168,13 @@ def test_faults_are_named(taught, tmp_path: Path) -> None:
         zero_shot("image", "red, blue", meaning=space, examples={"pink": [square("red", 0)]})
     with pytest.raises(InputError, match="nothing leads from it"):
         zero_shot("tabular", "red, blue")
-    with pytest.raises(InputError, match="name no class"):
-        parse_labels(" , ")
+    for nothing in (" , ", {}, []):
+        with pytest.raises(InputError, match="name no class"):
+            as_labels(nothing)
+    with pytest.raises(InputError, match="a list of inputs is wanted"):
+        zero_shot("image", "red, blue", meaning=space, examples={"red": "a.png"})
+    with pytest.raises(InputError, match="does not compare inputs with names"):
+        teach(space, {"red": [square("red", 0)]})
     with pytest.raises(ValueError, match="one of the classes"):
         NamingConfig(("a", "b"), none="b")
 
@@ -163,6 +187,8 @@ def test_labels_from_text_lists_and_files(tmp_path: Path) -> None:
     assert as_labels(["dog", "cat"]) == {"dog": ["dog"], "cat": ["cat"]}
     assert as_labels(["salt, pepper", "oil"]) == {"salt, pepper": ["salt, pepper"], "oil": ["oil"]}
     assert as_labels({"pet": ["dog", "cat"], "bird": []}) == {"pet": ["dog", "cat"], "bird": ["bird"]}
+    assert as_labels({"dog": "howling dog", "cat": [""]}) == {"dog": ["howling dog"], "cat": ["cat"]}
+    assert as_labels(["a, b", "c | d"]) == {"a, b": ["a, b"], "c": ["c", "d"]}
 
 
 def test_best_name_of_a_class_counts() -> None:

@@ -10,7 +10,7 @@ import pytest
 from polysense.core.errors import InputError
 from polysense.data import text_files
 from polysense.data.table import read_table
-from polysense.data.text import FILL, TEXT_ENDINGS, Text, read_text_table, read_texts, text_column, texts_of
+from polysense.data.text import FILL, NAME_IT, TEXT_ENDINGS, Text, read_text_table, read_texts, text_column, texts_of
 
 WESTERN = "C’était une soirée très réussie, même si le café était déjà fermé à l’arrivée.\nNaïve – «où» ça ?\n"
 RUSSIAN = "Фильм оказался очень хорошим, хотя сначала я сомневался. Рекомендую посмотреть всем.\n"
@@ -354,9 +354,9 @@ def test_text_column(table, without, column):
 def test_no_clear_text_column(table, without, problem):
     with pytest.raises(InputError) as caught:
         text_column(read_text_table(table), "a.csv", without=without)
-    assert str(caught.value) == f"a.csv: {problem}; name it with --tokenizer column=NAME."
+    assert str(caught.value) == f"a.csv: {problem}; {NAME_IT}."
     if not without:
-        assert fault(table) == f"<memory>: {problem}; name it with --tokenizer column=NAME."
+        assert fault(table) == f"<memory>: {problem}; {NAME_IT}."
 
 
 def test_several_columns_are_lines_of_one_text(tmp_path):

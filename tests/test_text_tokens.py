@@ -136,12 +136,25 @@ def test_tuned_layers_learn_and_are_kept(tmp_path: Path) -> None:
     assert late.shape == published.shape and result.epochs >= 1
 
 
+def test_text_and_target_are_two_columns(tmp_path: Path) -> None:
+    reviews(1).to_csv(tmp_path / "r.csv", index=False)
+    with pytest.raises(InputError, match="both text and target"):
+        fit("text-classification", tmp_path / "r.csv", tmp_path / "b", target="label", progress=False,
+            tokenizer_options={"column": "label"})  # fmt: skip
+
+
 def test_regression_and_multilabel_from_tables(tmp_path: Path) -> None:
     table = reviews().assign(stars=[5.0 if label == "good" else 1.0 for label in reviews()["label"]])
     table["tags"] = ["film;good" if label == "good" else "film" for label in table["label"]]
     table.drop(columns="label").to_csv(tmp_path / "reviews.csv", index=False)
     common = {"epochs": 0, "progress": False, "tokenizer_options": {"column": "review"}}
-    stars = fit("text-regression", tmp_path / "reviews.csv", tmp_path / "stars", target="stars", **{**common, "epochs": 12, "patience": 12})
+    stars = fit(
+        "text-regression",
+        tmp_path / "reviews.csv",
+        tmp_path / "stars",
+        target="stars",
+        **{**common, "epochs": 12, "patience": 12},
+    )
     good, bad = polysense.load(stars.path)([GOOD[1], BAD[1]])
     assert good.values["stars"] > bad.values["stars"] + 1
     tags = fit("text-multilabel", tmp_path / "reviews.csv", tmp_path / "tags", target="tags", **common)

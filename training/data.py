@@ -141,6 +141,8 @@ def labelled_texts(path: Path, task: Task, target: str | None, column: str | Non
     names = column_names(table, target, path)
     require_columns(table, names, path)
     chosen = column or text_column(table, path, without=names)
+    if chosen in names:
+        raise InputError(path, f"the column {chosen!r} is both text and target", "name two different columns")
     if task.kind == "regression":
         table = table.assign(**{name: to_numbers(table[name], name, path) for name in names})
     if task.kind != "multilabel":

@@ -23,7 +23,10 @@ MEASURED_FROM = 0.01  # score of the faintest box that average precision takes i
 def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dict[str, float]:
     """Metrics of a pipeline over examples, by usual names ("accuracy", "mse", "miou" …)."""
     options = metric_options(pipeline, examples)
-    metric = make_metric(pipeline.task.kind, getattr(pipeline.head.config, "classes", ()), **options)
+    config = pipeline.head.config
+    none = getattr(config, "none", None)  # an answer like any other, and what unknown inputs may be labelled
+    classes = (*getattr(config, "classes", ()), *(() if none is None else (none,)))
+    metric = make_metric(pipeline.task.kind, classes, **options)
     waiting: list[list[Sample]] = []
     targets: list[Any] = []
 
