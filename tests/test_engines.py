@@ -27,7 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 ONE_OF_EACH = ["image-segmentation", "video-classification", "audio-multilabel", "point-cloud-regression",
-               "forecasting", "tabular-classification"]  # fmt: skip
+               "forecasting", "tabular-classification", "text-naming"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -319,7 +319,7 @@ OPTION_FAULTS = {
     "no target": ({}, "tabular-classification", "--target"),
     "text to regress": ({"target": "kind"}, "tabular-regression", "kind"),
     "train": ({"target": "kind", "train": "encoder"}, "tabular-classification", "tokenizer.head or head"),
-    "embedding": ({}, "tabular-embedding", "nothing to train"),
+    "embedding": ({}, "tabular-embedding", "learns nothing from labels"),
     "head option": ({"target": "kind", "head_options": {"depth": 3}}, "tabular-classification", "depth"),
     "encoder": ({"target": "kind", "encoder": "nonsense"}, "tabular-classification", "unknown encoder"),
     "value of an option": ({"target": "kind", "head_options": {"hidden": "x"}}, "tabular-classification", "give int"),
