@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def embed(
 
     Args:
         inputs: Files, folders, patterns; kinds may be mixed.
-        out: .npz (`vectors` (n, d) float32 and `sources`), .npy (vectors alone), or any ending of `open_writer`.
+        out: .npz (`vectors` (n, d) float32, `sources`, `modalities`), .npy (vectors alone), or any ending of
+            `open_writer`.
         modality: What all the files are; None tells by their endings.
         space: "encoder", or "meaning": where all kinds lie near the words for what they show.
         batch_size: Inputs computed at a time.
@@ -52,7 +54,8 @@ def embed(
     def answers() -> Iterator[Prediction | InputError]:
         for name, paths in groups.items():
             pipeline = open_pipeline(tasks[name], paths, used)
-            yield from pipeline.stream(track(paths), batch_size=batch_size, on_error="skip" if skip else "raise")
+            for answer in pipeline.stream(track(paths), batch_size=batch_size, on_error="skip" if skip else "raise"):
+                yield replace(answer, meta={"modality": name}) if isinstance(answer, Embedding) else answer
 
     if out is None:
         with Screen() as screen:
@@ -90,7 +93,9 @@ def save_arrays(out: Path, found: Sequence[Embedding]) -> None:
             if out.suffix.lower() == ".npy":
                 np.save(file, vectors, allow_pickle=False)
             else:
-                np.savez(file, vectors=vectors, sources=np.array([embedding.source for embedding in found]))
+                modalities = np.array([str(embedding.meta.get("modality", "")) for embedding in found])
+                np.savez(file, vectors=vectors, sources=np.array([embedding.source for embedding in found]),
+                         modalities=modalities)  # fmt: skip
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

@@ -208,6 +208,7 @@ def test_embed_mixes_modalities(files: Path) -> None:
     assert run("embed", "in/a.jpg", "in/s.wav", "--out", "v.npz") == 0
     with np.load("v.npz", allow_pickle=False) as arrays:
         assert arrays["sources"].tolist() == ["in/a.jpg", "in/s.wav"]
+        assert arrays["modalities"].tolist() == ["image", "audio"]
         np.testing.assert_array_equal(arrays["vectors"], [[3, 3, 3], [5, 5, 5]])
     assert run("embed", "in", "--out", "v.npy") == 0
     assert np.load("v.npy").shape == (3, 3)
