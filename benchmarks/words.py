@@ -135,18 +135,11 @@ def _lite0(files: Sequence[Path]) -> Tensor:
 
 
 def _yamnet(data: Path) -> Callable[[Sequence[Path]], Tensor]:
-    """Mean scores of YAMNet over windows that overlap by half."""
-    from polysense.training.teachers import YAMNET_WINDOW, Yamnet
+    from polysense.training.teachers import Yamnet
 
     def read(files: Sequence[Path]) -> Tensor:
-        teacher, rows = Yamnet(data / "teachers/yamnet/yamnet.tflite"), []
-        for file in files:
-            wave = read_audio(file, 16_000).wave
-            starts = range(0, max(len(wave) - YAMNET_WINDOW // 2, 1), YAMNET_WINDOW // 2)
-            windows = [wave[start : start + YAMNET_WINDOW] for start in starts]
-            said = [teacher.embed(np.pad(one, (0, YAMNET_WINDOW - len(one))))[1] for one in windows]
-            rows.append(torch.from_numpy(np.mean(said, 0)))
-        return torch.stack(rows)
+        teacher = Yamnet(data / "teachers/yamnet/yamnet.tflite")
+        return torch.from_numpy(np.stack([teacher.tags(read_audio(file, 16_000).wave) for file in files]))
 
     return read
 

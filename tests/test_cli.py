@@ -299,3 +299,22 @@ def test_zero_shot_options_belong_to_zero_shot(files: Path, capsys: pytest.Captu
     assert "--labels" in capsys.readouterr().err
     assert run("predict", "cells", "in/a.jpg", "--labels", "a, b") == 1
     assert "its classes were trained" in capsys.readouterr().err
+
+
+def test_zero_shot_from_file_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from polysense.apps.examples import chair, lion, rain, weather
+
+    (tmp_path / "mixed").mkdir()
+    for name, make in {"lion.jpg": lion, "rain.wav": rain, "chair.ply": chair, "day.txt": weather}.items():
+        make(tmp_path / "mixed" / name)
+    out = tmp_path / "answers.csv"
+    labels = "lion, rain, chair, weather forecast"
+    assert run("predict", "zero-shot", str(tmp_path / "mixed"), "--labels", labels, "--out", str(out)) == 0
+    answers = {Path(row.source).name: row.answer for row in pd.read_csv(out).itertuples()}
+    assert [answers[name] for name in ("lion.jpg", "rain.wav", "chair.ply")] == ["lion", "rain", "chair"]
+    assert "day.txt" in answers
+    (tmp_path / "few" / "lion").mkdir(parents=True)
+    lion(tmp_path / "few" / "lion" / "a.jpg")
+    shown = ["--examples", str(tmp_path / "few")]
+    assert run("predict", "zero-shot", str(tmp_path / "mixed" / "rain.wav"), "--labels", labels, *shown) == 1
+    assert "it holds no audio examples" in capsys.readouterr().err

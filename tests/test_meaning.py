@@ -123,7 +123,7 @@ def test_names_of_shipped_bundles_need_no_text_model(monkeypatch) -> None:
 
 def test_it_is_measured_like_any_classifier(taught, image_folders: Path) -> None:
     metrics = evaluate(zero_shot("image", "red, green, blue", meaning=taught[0]), image_folders)
-    assert 0 <= metrics["accuracy"] <= 1 and "f1" in metrics
+    assert metrics["accuracy"] > 0.6 and "f1" in metrics
 
 
 def test_examples_teach_what_words_do_not_say(taught) -> None:
@@ -149,8 +149,9 @@ def test_measuring_knows_the_answer_that_none_fits(taught, tmp_path: Path) -> No
     for name in ("red", "blue", "other"):
         (tmp_path / name).mkdir()
         square("green" if name == "other" else name, 3).save(tmp_path / name / "a.png")
-    metrics = evaluate(zero_shot("image", "red, blue", none="other", meaning=taught[0]), tmp_path)
-    assert 0 <= metrics["accuracy"] <= 1
+    pipeline = zero_shot("image", "red, blue", none="other", meaning=taught[0])
+    pipeline.head.fit.copy_(torch.tensor([0.0, -9.0]))  # nothing ever fits
+    assert evaluate(pipeline, tmp_path)["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_one_example_and_a_class_without_any(taught) -> None:

@@ -16,7 +16,16 @@ from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Predictio
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    for name in ("flower.jpg", "smear.png", "shapes.mp4", "clock.wav", "chair.ply", "motion.ts", "people.csv"):
+    for name in (
+        "flower.jpg",
+        "smear.png",
+        "shapes.mp4",
+        "clock.wav",
+        "chair.ply",
+        "motion.ts",
+        "people.csv",
+        "forecast.txt",
+    ):
         examples.MAKERS[name](folder / name)
     return folder
 
@@ -44,6 +53,7 @@ def labels(source: object, first: float = 0.7) -> Labels:
         ("chair.ply", "point_cloud"),
         ("motion.ts#1", "time_series"),
         ("people.csv#2", "tabular"),
+        ("forecast.txt", "text"),
     ],
 )
 def test_labels_beside_every_kind_of_input(inputs: Path, tmp_path: Path, name: str, modality: str) -> None:

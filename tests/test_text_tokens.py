@@ -133,7 +133,7 @@ def test_tuned_layers_learn_and_are_kept(tmp_path: Path) -> None:
     assert isinstance(tokenizer, TextTokenizer)
     assert torch.equal(sentence.load_sentence_encoder("cpu").layers[-1].linear1.weight, published)
     late = tokenizer.late[0].linear1.weight
-    assert late.shape == published.shape and result.epochs >= 1
+    assert late.shape == published.shape and not torch.equal(late, published)
 
 
 def test_text_and_target_are_two_columns(tmp_path: Path) -> None:

@@ -133,6 +133,12 @@ class Yamnet:
         self.runner.invoke()
         return self.runner.get_tensor(self.EMBEDDING)[0].copy(), self.runner.get_tensor(123)[0].copy()
 
+    def tags(self, wave: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 521"]:
+        """A recording at 16 kHz, of any length -> the mean scores of its windows, which overlap by half."""
+        starts = range(0, max(len(wave) - YAMNET_WINDOW // 2, 1), YAMNET_WINDOW // 2)
+        windows = [wave[start : start + YAMNET_WINDOW] for start in starts]
+        return np.mean([self.embed(np.pad(one, (0, YAMNET_WINDOW - len(one))))[1] for one in windows], 0)
+
     def front(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One window -> log-mel (96, 64) and what layers 7 and 9 give (6, 4, 1024): what the stem must reproduce."""
         self.embed(wave)
