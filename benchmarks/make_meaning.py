@@ -163,10 +163,11 @@ def read(pipeline: Pipeline, tokens: Tokens) -> Float[Tensor, "b f"]:
     return head.pool(pipeline.encoder(tokens, layers=head.layers)).half()
 
 
-MAKERS: dict[str, tuple[Callable[[Path, Path, Pipeline], dict[str, Lesson]], dict[str, Any]]] = {
-    "image": (pictures, {"size": 192}),
-    "audio": (sounds, {}),
-    "point_cloud": (clouds, {}),
+# How lessons are read, options of the tokenizer and of the head.
+MAKERS: dict[str, tuple[Callable[[Path, Path, Pipeline], dict[str, Lesson]], dict[str, Any], dict[str, Any]]] = {
+    "image": (pictures, {"size": 192}, {}),
+    "audio": (sounds, {}, {"pooling": ("columns",)}),
+    "point_cloud": (clouds, {}, {}),
 }
 
 
@@ -210,9 +211,9 @@ def main() -> None:
         if name == "video":
             clips()
             continue
-        lessons_of, options = MAKERS[name]
+        lessons_of, front, own = MAKERS[name]
         task = f"{name.replace('_', '-')}-meaning"
-        pipeline = Pipeline.build(task, tokenizer=options, head={"hidden": HIDDEN}).eval()
+        pipeline = Pipeline.build(task, tokenizer=front, head={"hidden": HIDDEN, **own}).eval()
         head: Any = pipeline.head
         lessons = lessons_of(data, cache, pipeline)
         losses = learn_meaning(head, lessons)

@@ -55,7 +55,7 @@ def images(cache: Path) -> PictureStream:
 def sounds(cache: Path, yamnet: Path) -> FrontStream:
     tokenizer = AudioTokenizer(AudioConfig())
     tokenizer.stem.load_state_dict(Yamnet(yamnet).stem().state_dict())
-    cells = torch.cartesian_prod(torch.arange(6.0), torch.arange(4.0)) + 0.5
+    cells = torch.cartesian_prod(torch.arange(6.0), tokenizer.bands()) + 0.5
     pos = cells * torch.tensor([0.16 / 10, 0.25])  # seconds in units of 10 s, share of the bands
     return FrontStream("audio", tokenizer, BATCH["audio"], {"sounds": (cache / "sounds.safetensors", 0.6, False),
                                                 "speech": (cache / "speech.safetensors", 0.4, True)}, pos)  # fmt: skip

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from polysense.core.types import Features, Tokens
 from polysense.heads.base import Head, Out
 
-STATISTICS = ("mean", "max", "std", "last", "change", "course", "cells")
-# Coarse cells that a grid's tokens are averaged over: moments, rows and columns; moments and bands of frequency.
-CELLS = {"course": (6, 3, 3), "cells": (3, 4)}
+STATISTICS = ("mean", "max", "std", "last", "change", "course", "cells", "columns", "peaks")
+OF_SOUNDS = ("cells", "columns", "peaks")
+# Coarse cells that a grid's tokens are taken together in: moments, rows and columns; moments and columns of a sound.
+CELLS = {"course": (6, 3, 3), "cells": (3, 6), "columns": (1, 6), "peaks": (1, 6)}
 
 
 def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
@@ -29,17 +30,17 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
         kind: "mean", "max" or "std" over real tokens; "last", the last real token; "change", the mean absolute
             difference of each place from one time to the next (what moves in a clip); or means of the coarse cells of
             `CELLS` side by side, which keep when and where: "course" of a clip, (b, 54 d); "cells" of a sound,
-            (b, 12 d).
+            (b, 18 d), and "columns", (b, 6 d), of which "peaks" gives the maxima.
 
     Raises:
         ValueError: The kind is unknown, or one that needs a grid is asked of tokens without it.
     """
     if kind in ("change", "course") and (tokens.grid is None or len(tokens.grid) != 3):
         raise ValueError(f"pooling {kind!r} needs tokens on a (time, rows, columns) grid; use it for video")
-    if kind == "cells" and (tokens.grid is None or len(tokens.grid) != 2):
+    if kind in OF_SOUNDS and (tokens.grid is None or len(tokens.grid) != 2):
         raise ValueError(f"pooling {kind!r} needs tokens on a (time, frequency) grid; use it for audio")
     if kind in CELLS:
-        return _coarse(tokens, CELLS[kind])
+        return _coarse(tokens, CELLS[kind], kind == "peaks")
     mask = tokens.dense_mask()
     # masked_fill and not a product: what stands at padded places is undefined and may be NaN.
     x = tokens.x if tokens.mask is None else tokens.x.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -64,10 +65,11 @@ def masked_statistic(tokens: Tokens, kind: str) -> Float[Tensor, "b d"]:
     raise ValueError(f"unknown pooling {kind!r}; choose from: {', '.join(STATISTICS)}, cls")
 
 
-def _coarse(tokens: Tokens, cells: tuple[int, ...]) -> Float[Tensor, "b f"]:
+def _coarse(tokens: Tokens, cells: tuple[int, ...], largest: bool) -> Float[Tensor, "b f"]:
     """Each input by itself, on its own cells: padding may not move the borders of the coarse ones."""
     assert tokens.grid is not None
-    average: Any = nn.functional.adaptive_avg_pool3d if len(cells) == 3 else nn.functional.adaptive_avg_pool2d
+    flat: Any = nn.functional.adaptive_max_pool2d if largest else nn.functional.adaptive_avg_pool2d
+    pool: Any = nn.functional.adaptive_avg_pool3d if len(cells) == 3 else flat
     rows = []
     for x, real in zip(tokens.x.unflatten(1, tokens.grid), tokens.dense_mask().unflatten(1, tokens.grid), strict=True):
         sizes = [int(real.transpose(0, axis).flatten(1).any(1).sum()) for axis in range(len(cells))]
@@ -75,7 +77,7 @@ def _coarse(tokens: Tokens, cells: tuple[int, ...]) -> Float[Tensor, "b f"]:
             rows.append(x.new_zeros(math.prod(cells) * x.shape[-1]))
             continue
         whole = x[tuple(slice(0, size) for size in sizes)]
-        rows.append(average(whole.movedim(-1, 0), cells).flatten(1).T.flatten())
+        rows.append(pool(whole.movedim(-1, 0), cells).flatten(1).T.flatten())
     return torch.stack(rows)
 
 
@@ -118,8 +120,14 @@ class Pool(nn.Module):
         return torch.cat(parts, -1)
 
     def _scaled(self, part: Float[Tensor, "b f"], kind: str) -> Float[Tensor, "b f"]:
-        """Unit variance, but for "change": how much moves is what it tells."""
-        return part if kind == "change" or not self.scaled else nn.functional.layer_norm(part, part.shape[-1:])
+        """Unit variance, but for "change": how much moves is what it tells. Of sounds each cell by itself: how loud a
+        band is would otherwise drown what it says."""
+        if kind == "change" or not self.scaled:
+            return part
+        if kind in OF_SOUNDS:
+            cells = part.unflatten(-1, (math.prod(CELLS[kind]), -1))
+            return nn.functional.layer_norm(cells, cells.shape[-1:]).flatten(-2)
+        return nn.functional.layer_norm(part, part.shape[-1:])
 
 
 class PooledHead(Head):

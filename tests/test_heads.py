@@ -11,7 +11,7 @@ from polysense.core.types import Features, Tokens
 from polysense.heads.classify import ClassificationConfig, ClassificationHead
 from polysense.heads.embed import EmbeddingConfig, EmbeddingHead
 from polysense.heads.forecast import ForecastConfig, ForecastHead
-from polysense.heads.pool import STATISTICS, Pool, masked_statistic
+from polysense.heads.pool import OF_SOUNDS, STATISTICS, Pool, masked_statistic
 from polysense.heads.regress import RegressionConfig, RegressionHead
 
 WIDTH, TOKENS, HORIZON = 24, 5, 6
@@ -42,7 +42,7 @@ def forecaster(**options):
     return ForecastHead(ForecastConfig(**{"horizon": HORIZON, "tokens": TOKENS, "reduce": 4, **options}), WIDTH)
 
 
-OF_CLIPS = tuple(kind for kind in STATISTICS if kind != "cells")
+OF_CLIPS = tuple(kind for kind in STATISTICS if kind not in OF_SOUNDS)
 HEADS = {
     "classify": classifier,
     "classify-hidden": lambda: classifier(hidden=8, pooling=OF_CLIPS, layers=(0, 2), dropout=0.1),
@@ -83,7 +83,7 @@ def test_padding_changes_nothing(name):
 def test_padding_may_be_nan(kind):
     clean, dirty = (features(padding=value).last for value in (0.0, float("nan")))
     x = dirty.x.clone().requires_grad_()
-    grid = dirty.grid if kind != "cells" else (x.shape[1], 1)
+    grid = dirty.grid if kind not in OF_SOUNDS else (x.shape[1], 1)
     found = masked_statistic(Tokens(x, dirty.mask, dirty.pos, grid), kind)
     torch.testing.assert_close(found, masked_statistic(Tokens(clean.x, clean.mask, clean.pos, grid), kind))
     found.sum().backward()
@@ -122,17 +122,19 @@ def test_course_keeps_when_and_where():
     assert Pool(2, ("course", "mean"), (0,)).width == 2 * 2 * 55
 
 
-def test_cells_keep_when_and_how_high():
-    grid, x = (6, 4), torch.randn(1, 24, 2)
-    by_hand = x.view(3, 2, 4, 2).mean(1)  # two moments make one cell, bands stay
-    whole = masked_statistic(Tokens(x, None, torch.zeros(1, 24, 2), grid), "cells").view(3, 4, 2)
-    torch.testing.assert_close(whole, by_hand)
-    padded = torch.full((1, 9, 4, 2), float("nan"))
-    padded[:, :6] = x.view(1, 6, 4, 2)
-    mask = torch.arange(9)[None, :, None].expand(1, 9, 4) < 6
-    more = Tokens(padded.flatten(1, 2), mask.flatten(1), torch.zeros(1, 36, 2), (9, 4))
-    torch.testing.assert_close(masked_statistic(more, "cells").view(3, 4, 2), by_hand)
-    assert Pool(2, ("cells", "mean")).width == 2 * 13
+def test_cells_and_columns_keep_when_and_how_high():
+    grid, x = (6, 6), torch.randn(1, 36, 2)
+    moments = x.view(3, 2, 6, 2)  # two moments make one cell, columns stay
+    by_hand = {"cells": moments.mean(1), "columns": x.view(6, 6, 2).mean(0), "peaks": x.view(6, 6, 2).amax(0)}
+    padded = torch.full((1, 9, 6, 2), float("nan"))
+    padded[:, :6] = x.view(1, 6, 6, 2)
+    mask = torch.arange(9)[None, :, None].expand(1, 9, 6) < 6
+    whole = Tokens(x, None, torch.zeros(1, 36, 2), grid)
+    more = Tokens(padded.flatten(1, 2), mask.flatten(1), torch.zeros(1, 54, 2), (9, 6))
+    for kind, wanted in by_hand.items():
+        torch.testing.assert_close(masked_statistic(whole, kind), wanted.flatten()[None])
+        torch.testing.assert_close(masked_statistic(more, kind), wanted.flatten()[None])
+    assert Pool(2, ("cells", "columns", "mean")).width == 2 * 25
 
 
 def test_pooled_parts_have_unit_variance_but_change_keeps_its_size():
@@ -147,6 +149,14 @@ def test_pooled_parts_have_unit_variance_but_change_keeps_its_size():
     torch.testing.assert_close(twice[:, 1], 2 * once[:, 1])
     torch.testing.assert_close(twice[:, ::2], once[:, ::2], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(once[:, ::2].var(-1, correction=0), torch.ones(2, 2), atol=1e-3, rtol=1e-3)
+
+
+def test_of_sounds_each_cell_has_unit_variance():
+    loud = torch.tensor([1.0, 9.0, 1.0, 0.1, 1.0, 5.0]).repeat(6)[None, :, None]
+    x = loud * torch.randn(1, 36, WIDTH, generator=torch.Generator().manual_seed(0))
+    pooled = Pool(WIDTH, ("columns", "cells"))(Features(Tokens(x, None, torch.zeros(1, 36, 2), (6, 6))))
+    cells = pooled.view(24, WIDTH)
+    torch.testing.assert_close(cells.var(-1, correction=0), torch.ones(24), atol=1e-2, rtol=0)
 
 
 def test_statistics_by_hand():
@@ -165,7 +175,7 @@ def test_statistics_by_hand():
     empty = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1, 1))
     assert all(masked_statistic(empty, kind).abs().max() < 2e-3 for kind in OF_CLIPS)
     silent = Tokens(x, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, 1), (3, 1))
-    assert masked_statistic(silent, "cells").tolist() == [[0.0] * 24]
+    assert masked_statistic(silent, "cells").tolist() == [[0.0] * 36]
     with pytest.raises(ValueError, match="use it for audio"):
         masked_statistic(tokens, "cells")
 
@@ -251,9 +261,9 @@ def test_windows_are_averaged():
     head = classifier()
     out = {"logits": torch.arange(12.0).view(4, 3)}
     owner = torch.tensor([0, 0, 0, 1])
-    assert head.merge(out, owner)["logits"].tolist() == [[3, 4, 5], [9, 10, 11]]
+    assert head.merge(out, owner, META)["logits"].tolist() == [[3, 4, 5], [9, 10, 11]]
     assert [about["source"] for about in head.merge_meta(META, owner)] == ["s0", "s3"]
-    assert head.merge(out, torch.arange(4))["logits"] is out["logits"]
+    assert head.merge(out, torch.arange(4), META)["logits"] is out["logits"]
 
 
 def trained(head, batch, target, steps=60):
@@ -273,7 +283,7 @@ def test_quantiles_never_cross():
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(seed))
         assert (head(batch)["quantiles"].diff(dim=-1) >= 0).all()
-    answer = head.eval().decode(head.merge(head(batch), torch.tensor([0, 0, 1, 1])),
+    answer = head.eval().decode(head.merge(head(batch), torch.tensor([0, 0, 1, 1]), META),
                                 head.merge_meta([{**m, "history": np.zeros((3, 1))} for m in META],
                                                 torch.tensor([0, 0, 1, 1])))[0]  # fmt: skip
     levels = np.stack([answer.quantiles[level] for level in sorted(answer.quantiles)])

@@ -65,11 +65,10 @@ def image_stream(folder):
 
 
 def sound_stream(folder):
-    cells = torch.cartesian_prod(torch.arange(6.0), torch.arange(4.0)) + 0.5
-    caches = {"sounds": (cache(folder / "sounds.st", 24, 1024, False), 1.0, False)}
-    return FrontStream(
-        "audio", AudioTokenizer(AudioConfig(width=WIDTH)), 4, caches, cells * torch.tensor([0.016, 0.25])
-    )
+    tokenizer = AudioTokenizer(AudioConfig(width=WIDTH))
+    cells = torch.cartesian_prod(torch.arange(6.0), tokenizer.bands()) + 0.5
+    caches = {"sounds": (cache(folder / "sounds.st", 36, 1024, False), 1.0, False)}
+    return FrontStream("audio", tokenizer, 4, caches, cells * torch.tensor([0.016, 0.25]))
 
 
 def cloud_stream(folder):
@@ -150,17 +149,19 @@ def test_batches_follow_the_generator(name, tmp_path):
 
 def test_projection_begins_as_principal_axes(tmp_path):
     random = torch.Generator().manual_seed(0)
-    plane = torch.randn(2, 320, generator=random)
-    tokens = torch.randn(40, 16, 2, generator=random) @ plane + 5  # two directions hold everything
-    save_file({"tokens": tokens.half(), "teacher": torch.rand(40, 20)}, tmp_path / "c.st")
+    planes = torch.randn(2, 2, 1024, generator=random)  # early tokens and late ones, each in two directions
+    tokens = torch.randn(40, 3, 6, 2, generator=random)
+    tokens = torch.cat([tokens[:, :, :4] @ planes[0] + 5, tokens[:, :, 4:] @ planes[1]], 2)
+    save_file({"tokens": tokens.flatten(1, 2).half(), "teacher": torch.rand(40, 20)}, tmp_path / "c.st")
     torch.manual_seed(0)
-    stream = FrontStream("image", ImageTokenizer(ImageConfig(width=WIDTH)), 4, {"c": (tmp_path / "c.st", 1.0, False)},
-                         torch.zeros(16, 2))  # fmt: skip
+    stream = FrontStream("audio", AudioTokenizer(AudioConfig(width=WIDTH)), 4, {"c": (tmp_path / "c.st", 1.0, False)},
+                         torch.zeros(18, 2))  # fmt: skip
     with torch.no_grad():
-        seen = stream.tokenizer.project(tokens).flatten(0, 1)
-    assert float(seen.mean(0).abs().max()) < 0.05
-    assert float(seen[:, :2].var(0).sum() / seen.var(0).sum()) > 0.99
-    assert float(seen.std()) == pytest.approx(1.0, abs=0.2)
+        both = stream.tokenizer.project(tokens)
+    for seen in (both[:, :, :4].flatten(0, 2), both[:, :, 4:].flatten(0, 2)):
+        assert float(seen.mean(0).abs().max()) < 0.05
+        assert float(seen[:, :2].var(0).sum() / seen.var(0).sum()) > 0.99
+        assert float(seen.std()) == pytest.approx(1.0, abs=0.2)
 
 
 CONFIG = PretrainConfig(steps=3, warmup=1, save_every=1, lr=1e-2)

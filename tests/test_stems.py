@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from polysense.tokenizers.audio_features import FLOOR
 from polysense.tokenizers.stems import Lite0Stem, PaddedConv, YamnetStem
 
 
@@ -77,19 +80,48 @@ def test_lite0_is_as_small_as_promised() -> None:
 
 
 @torch.no_grad()
-def test_yamnet_gives_what_layer_7_says_and_what_layer_9_makes_of_it() -> None:
+def test_yamnet_gives_layer_7_and_what_layers_9_and_14_make_of_it() -> None:
     torch.manual_seed(0)
-    stem, mel = YamnetStem(), torch.randn(1, 1, 32, 64)
-    early, late = stem(mel).chunk(2, 1)
-    torch.testing.assert_close(late, stem.blocks[7](stem.blocks[6](early)))
+    stem, mel = YamnetStem(), torch.randn(1, 1, 96, 64)
+    bands, late = stem(mel).split([4, 2], 3)
+    early, middle = bands.chunk(2, 1)
+    torch.testing.assert_close(middle, stem.blocks[6:8](early))
+    torch.testing.assert_close(late[:, :, ::2], stem.blocks[8:](middle))
+    torch.testing.assert_close(late[:, :, 1::2], late[:, :, ::2])
     stem.blocks[7].pointwise.bias.add_(1.0)
-    assert torch.equal(stem(mel)[:, :512], early) and not torch.equal(stem(mel)[:, 512:], late)
+    assert torch.equal(stem(mel)[:, :512, :, :4], early) and not torch.equal(stem(mel)[:, 512:, :, :4], middle)
+
+
+@torch.no_grad()
+def test_yamnet_reads_window_after_window() -> None:
+    """A window's answer does not depend on the one before; a short last one is followed by silence."""
+    torch.manual_seed(0)
+    stem, mel = YamnetStem(), torch.randn(2, 1, 96 + 32, 64)
+    alone = stem(torch.nn.functional.pad(mel[:, :, 96:], (0, 0, 0, 64), value=log(FLOOR)))
+    together = stem(mel)
+    assert together.shape == (2, 1024, 8, 6)
+    torch.testing.assert_close(together[:, :, :6], stem(mel[:, :, :96]))
+    torch.testing.assert_close(together[:, :, 6:], alone[:, :, :2])
 
 
 def test_yamnet_shape_and_size() -> None:
     stem = YamnetStem()
-    assert stem(torch.zeros(2, 1, 96, 64)).shape == (2, 1024, 6, 4)
-    assert sum(p.numel() for p in stem.parameters()) == pytest.approx(0.81e6, rel=0.02)
+    assert stem(torch.zeros(2, 1, 96, 64)).shape == (2, 1024, 6, 6)
+    assert sum(p.numel() for p in stem.parameters()) == pytest.approx(3.2e6, rel=0.02)
+
+
+@torch.no_grad()
+def test_lite0_maps_are_what_leads_to_its_answer() -> None:
+    for stride, channels in ((32, (320, 112, 40, 24)), (16, (112, 40, 24)), (4, (24,))):
+        stem, x = Lite0Stem(stride), torch.rand(1, 3, 64, 96) * 2 - 1
+        maps = stem.maps(x)
+        assert torch.equal(maps[0], stem(x)) and stem.fine_channels == channels[1:]
+        assert [one.shape[1] for one in maps] == list(channels)
+        sides = [(64 // stride << i, 96 // stride << i) for i in range(len(maps))]
+        assert [tuple(one.shape[2:]) for one in maps] == sides
+    early, full = Lite0Stem(4), Lite0Stem(16)
+    early.load_state_dict({k: v for k, v in full.state_dict().items() if k in early.state_dict()})
+    torch.testing.assert_close(full.maps(x)[-1], early(x))
 
 
 @pytest.mark.parametrize(("kernel", "stride", "before"), [(3, 1, 1), (3, 2, 0), (5, 1, 2), (5, 2, 1), (1, 1, 0)])

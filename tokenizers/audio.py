@@ -1,6 +1,7 @@
 """Audio: a recording -> spectrogram -> tokens in time and frequency.
 
-Three forms: "yamnet" (default) begins with the front of a network that knows sounds, 4 tokens every 160 ms; "ast" cuts
+Three forms: "yamnet" (default) begins with a network that knows sounds, 6 tokens every 160 ms: 4 bands of frequency of
+what it hears early, 2 of what it makes of them at last; "ast" cuts
 the spectrogram into overlapping patches (Gong et al. 2021); "legacy" is the layout of Meta-Transformer (Zhang et al.
 2023): 224 bands x 224 frames -> 400 tokens.
 
@@ -54,6 +55,21 @@ LAYOUTS = {
 }
 
 
+class ColumnProjection(nn.Module):
+    """One linear map of what the stem hears early, another of what it makes of it at last."""
+
+    in_features = YamnetStem.channels
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.early = nn.Linear(YamnetStem.channels, width)
+        self.late = nn.Linear(YamnetStem.channels, width)
+
+    def forward(self, x: Float[Tensor, "b t 6 c"]) -> Float[Tensor, "b t 6 d"]:
+        early, late = x.split([YamnetStem.bands, YamnetStem.late_bands], 2)
+        return torch.cat([self.early(early), self.late(late)], 2)
+
+
 @TOKENIZERS.register("audio")
 class AudioTokenizer(Tokenizer):
     """Recordings of any length, rate and channel count; see `AudioConfig`."""
@@ -73,7 +89,7 @@ class AudioTokenizer(Tokenizer):
         self.project: nn.Module
         if config.form == "yamnet":
             self.stem = YamnetStem()
-            self.project = nn.Linear(YamnetStem.channels, config.width)
+            self.project = ColumnProjection(config.width)
             self.position: CoordinateEmbedding | None = CoordinateEmbedding(2, config.width)
             # Starting at nothing, positions cannot drown what the stem already knows.
             nn.init.zeros_(self.position.project.weight)
@@ -131,7 +147,8 @@ class AudioTokenizer(Tokenizer):
         """
         mel, frames = batch["mel"], batch["frames"]
         layout = self.layout
-        rows, columns = self._rows(mel.shape[1]), (layout.bands - layout.patch) // layout.stride + 1
+        rows, bands = self._rows(mel.shape[1]), self.bands().to(mel.device)
+        columns = len(bands)
         x = mel.new_zeros(len(mel), rows, columns, self.width, dtype=next(self.parameters()).dtype)
         sizes = torch.tensor([[self._padded(count)] for count in frames.tolist()])
         for (size,), chosen in group_by_size(sizes):
@@ -140,11 +157,17 @@ class AudioTokenizer(Tokenizer):
             x[chosen, : self._rows(size)] = self.project(part).to(x.dtype)
         begins = torch.arange(rows, device=mel.device).repeat_interleave(columns) * layout.stride
         mask = begins < frames.to(mel.device)[:, None]
-        cells = torch.cartesian_prod(*(torch.arange(float(size), device=mel.device) for size in (rows, columns)))
+        cells = torch.cartesian_prod(torch.arange(float(rows), device=mel.device), bands)
         scale = cells.new_tensor([layout.stride * SECONDS, layout.stride / layout.bands])
         pos = (cells + 0.5 * layout.patch / layout.stride) * scale  # centres of the patches
         x = x.flatten(1, 2) + self._code(cells, pos).to(x.dtype)
         return Tokens(x, None if bool(mask.all()) else mask, pos.expand(len(x), -1, -1), (rows, columns))
+
+    def bands(self) -> Float[Tensor, " f"]:
+        """Where a time step's tokens begin in frequency, in strides; late ones, which cover two, at the middle."""
+        layout = self.layout
+        bands = torch.arange((layout.bands - layout.patch) // layout.stride + 1.0)
+        return bands if self.position is None else torch.cat([bands, bands.unfold(0, 2, 2).mean(1)])
 
     def _code(self, cells: Float[Tensor, "n 2"], pos: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
         """Position codes: learned from (10 s, share of the bands), or the fixed ones of the patch's number."""

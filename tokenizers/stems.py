@@ -1,21 +1,25 @@
 """Small convolutional front parts of tokenizers, with batch norms folded into biases.
 
 `lite0` is EfficientNet-lite0 (Tan & Le 2019) without its wide last layer: all blocks (0-15, stride 32), or its front
-(blocks 0-10, stride 16, or 0-2, stride 4). `yamnet` is the front of YAMNet's MobileNet v1 (Howard et al. 2017; layers
-1-9, stride 16). Their published weights, Apache-2.0, may begin a tokenizer (see NOTICE); with random weights the same
-shapes train from scratch.
+(blocks 0-10, stride 16, or 0-2, stride 4). `yamnet` is YAMNet's MobileNet v1 (Howard et al. 2017) up to its pooling,
+14 layers, read at three depths. Their published weights, Apache-2.0, may begin a tokenizer (see NOTICE); with random
+weights the same shapes train from scratch.
 
 Shape legend: b batch, c channels, h height, w width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import pairwise
+from math import log, log2
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from polysense.tokenizers.audio_features import FLOOR
 
 
 class Stage(NamedTuple):
@@ -31,8 +35,10 @@ class Stage(NamedTuple):
 LITE0 = (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 24, 2), Stage(6, 5, 2, 40, 2), Stage(6, 3, 2, 80, 3),
          Stage(6, 5, 1, 112, 3), Stage(6, 5, 2, 192, 4), Stage(6, 3, 1, 320, 1))  # fmt: skip
 STAGES = {4: 2, 16: 5, 32: 7}  # how many of them give a stride
-YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), (1, 512), (1, 512))  # (stride, channels)
-YAMNET_EARLY = 6  # how many of them lead to the output that layers 8 and 9 go on from
+YAMNET = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), (1, 512), (1, 512), (1, 512), (1, 512), (1, 512),
+          (2, 1024), (1, 1024))  # (stride, channels) of layers 2-14; layer 1 is a plain convolution  # fmt: skip
+YAMNET_READ = (7, 9, 14)  # layers whose outputs are read
+YAMNET_FRAMES = 96  # what the network was trained on: windows of 0.96 s, beyond whose edges there is nothing
 
 
 class PaddedConv(nn.Conv2d):
@@ -98,14 +104,32 @@ class Lite0Stem(nn.Module):
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         return self.blocks(F.relu6(self.first(x)))
 
+    @property
+    def fine_channels(self) -> tuple[int, ...]:
+        """Of the maps that `maps` gives beside the last one."""
+        ends = [stages[0].channels for stages in pairwise(LITE0) if stages[1].stride == 2]
+        return tuple(reversed(ends[1 : int(log2(self.stride)) - 1]))
+
+    def maps(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
+        """What `forward` gives, and the maps that led to it, each twice as fine as the one before, up to stride 4."""
+        x, finer = F.relu6(self.first(x)), []
+        for block in self.blocks:
+            if cast(InvertedResidual, block).depthwise.stride[0] == 2:
+                finer.append(x)
+            x = block(x)
+        return [x, *reversed(finer[1:])]
+
 
 class YamnetStem(nn.Module):
-    """Log-mel (b, 1, frames, 64 bands) -> (b, 1024, frames/16, 4). The number of frames must be a multiple of 16.
+    """Log-mel (b, 1, frames, 64 bands) -> (b, 1024, frames/16, 6). The number of frames must be a multiple of 16.
 
-    What layers 7 and 9 give, side by side: sounds are told best by the later one, what is said by the earlier one.
+    The first four columns are bands of what layers 7 and 9 give, side by side; the last two of what layer 14 makes of
+    it at half the resolution (each of its rows stands twice): what is said is told best by the first, what sounds by
+    the last. Sounds are read in windows of 0.96 s, one after the other, the last one filled up with silence: in longer
+    ones the last layers lose themselves.
     """
 
-    stride, channels = 16, 1024
+    stride, channels, bands, late_bands = 16, YAMNET[-1][1], 4, 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,6 +140,17 @@ class YamnetStem(nn.Module):
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 1024 t2 4"]:
-        early = self.blocks[:YAMNET_EARLY](F.relu(self.first(x)))
-        return torch.cat([early, self.blocks[YAMNET_EARLY:](early)], 1)
+    def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 1024 t2 6"]:
+        frames = x.shape[2]
+        x = F.pad(x, (0, 0, 0, -frames % YAMNET_FRAMES), value=log(FLOOR))
+        windows = x.unflatten(2, (-1, YAMNET_FRAMES)).transpose(1, 2)  # (b, w, 1, 96, 64)
+        maps = self._window(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        return maps.transpose(1, 2).flatten(2, 3)[:, :, : frames // self.stride]
+
+    def _window(self, x: Float[Tensor, "b 1 96 64"]) -> Float[Tensor, "b 1024 6 6"]:
+        x, read = F.relu(self.first(x)), []
+        for layer, block in enumerate(self.blocks, 2):
+            x = block(x)
+            if layer in YAMNET_READ:
+                read.append(x)
+        return torch.cat([torch.cat(read[:-1], 1), read[-1].repeat_interleave(2, 2)], 3)

@@ -125,7 +125,7 @@ def cache_sounds(sources: Sequence[Path], yamnet: Path, out: Path) -> None:
                 window = np.pad(window, (0, YAMNET_WINDOW - len(window)))
                 _, front = teacher.front(window)
                 features, scores = teacher.embed(window)
-                rows["tokens"].append(torch.from_numpy(front.reshape(1, 24, -1)).half())
+                rows["tokens"].append(torch.from_numpy(front.reshape(1, -1, front.shape[-1])).half())
                 rows["teacher"].append(torch.from_numpy(features)[None].half())
                 rows["scores"].append(torch.from_numpy(scores)[None].half())
     write_cache(out, rows, [])

@@ -19,8 +19,9 @@ from polysense.backbone.encoder import Encoder
 from polysense.core.types import Sample, Tokens
 from polysense.heads.pool import masked_statistic
 from polysense.tokenizers.base import Tokenizer
+from polysense.tokenizers.stems import YamnetStem
 
-BANDS = 4  # tokens of one time step of the YAMNet stem
+COLUMNS = 6  # tokens of one time step of the YAMNet stem
 MASKED = 0.4  # share of tokens that are hidden and reconstructed
 
 
@@ -81,11 +82,13 @@ class FrontStream(Stream):
         self.shares = {key: share for key, (_, share, _) in caches.items()}
         self.pos = pos
         first = next(iter(self.caches.values()))
-        sample = torch.cat([cache["tokens"][:2000].float().flatten(0, 1) for cache in self.caches.values()])
-        self.register_buffer("mean", sample.mean(0))
-        self.register_buffer("std", sample.std(0).clamp_min(1e-3))
-        if sample.shape[-1] != tokenizer.width:
-            principal_axes(tokenizer.project, sample)
+        sample = torch.cat([cache["tokens"][:2000].float() for cache in self.caches.values()])
+        sample = sample.unflatten(1, (-1, COLUMNS))
+        # Of each column by itself: the late ones are another layer's.
+        self.register_buffer("mean", sample.mean((0, 1)))
+        self.register_buffer("std", sample.std((0, 1)).clamp_min(1e-3))
+        principal_axes(tokenizer.project.early, sample[:, :, : YamnetStem.bands].flatten(0, 2))
+        principal_axes(tokenizer.project.late, sample[:, :, YamnetStem.bands :].flatten(0, 2))
         self.teach = nn.Linear(tokenizer.width, first["teacher"].shape[-1])
         self.decode = nn.Linear(tokenizer.width, first["tokens"].shape[-1])
         tagged = [cache["scores"].shape[-1] for cache in self.caches.values() if "scores" in cache]
@@ -117,12 +120,13 @@ class FrontStream(Stream):
         front, teacher = torch.cat(fronts), torch.cat(teachers)
         position = self.tokenizer.position(self.pos[None])
         pos = self.pos.expand(len(front), -1, -1)
-        tokens = Tokens(self.tokenizer.project(front) + position, torch.cat(real), pos)
+        cells = front.unflatten(1, (-1, COLUMNS))
+        tokens = Tokens(self.tokenizer.project(cells).flatten(1, 2) + position, torch.cat(real), pos)
         shown, hidden = self.hide_some(tokens, rng, position)
         last = encoder(shown).last.x
         pooled = masked_statistic(tokens.replace(last), "mean")
         losses = {"teach": 1 - F.cosine_similarity(self.teach(pooled), teacher.clamp_min(0).sqrt(), dim=-1).mean()}
-        losses["rebuild"] = rebuilt(self.decode(last), (front - self.mean) / self.std, hidden)
+        losses["rebuild"] = rebuilt(self.decode(last), ((cells - self.mean) / self.std).flatten(1, 2), hidden)
         for key, (part, label) in labels.items():
             losses[key] = 0.3 * F.cross_entropy(self.classify[key](pooled[part]), label, label_smoothing=0.1)
         for key, (part, score) in scores.items():
@@ -136,7 +140,7 @@ class FrontStream(Stream):
         cells = self.pos.shape[0]
         if "frames" not in cache:
             return torch.ones(len(rows), cells, dtype=torch.bool)
-        first = torch.arange(cells) // BANDS * self.tokenizer.stem.stride
+        first = torch.arange(cells) // COLUMNS * self.tokenizer.stem.stride
         return first < cache["frames"][rows, None].clamp_min(1)
 
 

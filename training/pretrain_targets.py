@@ -62,7 +62,11 @@ def _cells(pixels: Float[Tensor, "b 3 h w"], step: int) -> Float[Tensor, "b n k"
 def audio_target(tokenizer: Any, batch: Batch, tokens: Tokens) -> Target:
     size, stride = tokenizer.layout.patch, tokenizer.layout.stride
     patches = batch["mel"].unfold(1, size, stride).unfold(2, size, stride)  # (b, rows, columns, p, p)
-    return Target(normed(patches.flatten(3).flatten(1, 2)), tokens.dense_mask())
+    assert tokens.grid is not None
+    extra = tokens.grid[1] - patches.shape[2]  # late tokens cover other tokens' patches: they have none to rebuild
+    able = tokens.dense_mask().unflatten(1, tokens.grid).clone()
+    able[:, :, patches.shape[2] :] = False
+    return Target(F.pad(normed(patches.flatten(3)), (0, 0, 0, extra)).flatten(1, 2), able.flatten(1))
 
 
 @TARGETS.register("point_cloud")

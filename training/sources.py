@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_WINDOWS = 100  # of each series where there are several
+LONG = 256  # steps of history from which patches no longer overlap
 OWN_RANK, MOST_OWN = 64, 64  # rank of each variate's own correction, and most variates that get one
 MOST_CELLS = 100_000  # of a table whose columns are tokens of their own: the encoder's time grows with their number
 
@@ -112,6 +113,10 @@ class FileSources:
             return {**self._answers(), "pooling": ("mean", "change")}
         if self.task.modality == "time_series" and self.task.kind == "classification":
             return {**self._answers(), "pooling": ("mean", "std"), "layers": (0,)}
+        if self.task.modality == "audio":  # what each column of tokens tells is another thing
+            return {**self._answers(), "pooling": ("columns", "peaks"), "layers": (0,)}
+        if self.task.modality == "text":  # the sentence encoder that begins the tokenizer was made for the mean
+            return {**self._answers(), "pooling": ("mean",), "layers": (0,)}
         return self._answers()
 
     def _answers(self) -> dict[str, Any]:
@@ -347,7 +352,8 @@ class SeriesSources:
 
     def tokenizer_options(self) -> dict[str, Any]:
         patch = int(np.clip(2 ** round(math.log2(max(self.context, 8) / 6)), 2, 16))
-        return {"context": self.context, "fixed_context": True, "patch": patch, "stride": max(patch // 2, 1),
+        stride = max(patch // 2, 1) if self.context <= LONG else patch
+        return {"context": self.context, "fixed_context": True, "patch": patch, "stride": stride,
                 "center": "last", "time": self.options.get("time"), "columns": self.columns()}  # fmt: skip
 
     def columns(self) -> list[str] | None:

@@ -184,7 +184,7 @@ def cache_speech(
         window, end = record(voices[voice][1](WORDS[word], rng), noises, rng)
         _, front = teacher.front(window)
         features = teacher.runner.get_tensor(teacher.EMBEDDING)[0].copy()
-        columns["tokens"].append(torch.from_numpy(front.reshape(1, 24, -1)).half())
+        columns["tokens"].append(torch.from_numpy(front.reshape(1, -1, front.shape[-1])).half())
         columns["teacher"].append(torch.from_numpy(features)[None].half())
         for name, value in (("label", word), ("voice", voice), ("frames", max(1, 1 + (end - 400) // 160))):
             columns[name].append(torch.tensor([value]))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polysense.tokenizers.stems import InvertedResidual, Lite0Stem, YamnetStem
+from polysense.tokenizers.stems import YAMNET_READ, InvertedResidual, Lite0Stem, YamnetStem
 
 YAMNET_WINDOW = 15_600  # samples at 16 kHz that YAMNet reads at once
 
@@ -79,10 +79,10 @@ class Lite0Teacher(nn.Module):
 
 
 class Yamnet:
-    """The YAMNet file: its early layers as a stem, and its embeddings for windows of 0.975 s."""
+    """The YAMNet file: its layers as a stem, and its embeddings for windows of 0.975 s."""
 
     EMBEDDING = 121  # tensor number of the 1024 pooled features
-    LAYERS = (106, 110)  # tensor numbers of what layers 7 and 9 give
+    LAYERS = tuple(92 + 2 * layer for layer in YAMNET_READ)  # tensor numbers of their outputs
 
     def __init__(self, path: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -110,14 +110,14 @@ class Yamnet:
         raise KeyError(parts)
 
     def stem(self) -> YamnetStem:
-        """Layers 1-9; TensorFlow's layouts (h, w, channels last) turned into torch's."""
+        """All layers; TensorFlow's layouts (h, w, channels last) turned into torch's."""
         stem = YamnetStem()
         convs: list[tuple[str, str, Any]] = [("layer1/conv/Conv2D", "layer1/conv/bn", stem.first)]
         for i, module in enumerate(stem.blocks):
             block: Any = module
             convs.append((f"layer{i + 2}/depthwise", f"layer{i + 2}/depthwise_conv/bn", block.depthwise))
             convs.append((f"layer{i + 2}/pointwise_conv/Conv2D", f"layer{i + 2}/pointwise_conv/bn", block.pointwise))
-        weights = {layer: 60 + layer for layer in range(2, 10)}  # depthwise kernels; several share their names
+        weights = {layer: 60 + layer for layer in range(2, 15)}  # depthwise kernels; several share their names
         for weight_name, bias_name, conv in convs:
             layer = int(weight_name.split("/")[0].removeprefix("layer"))
             depthwise = "depthwise" in weight_name
@@ -140,7 +140,7 @@ class Yamnet:
         return np.mean([self.embed(np.pad(one, (0, YAMNET_WINDOW - len(one))))[1] for one in windows], 0)
 
     def front(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One window -> log-mel (96, 64) and what layers 7 and 9 give (6, 4, 1024): what the stem must reproduce."""
+        """One window -> log-mel (96, 64) and the layers' outputs (6, 6, 1024): what the stem must reproduce."""
         self.embed(wave)
-        layers = [self.runner.get_tensor(number)[0] for number in self.LAYERS]
-        return self.runner.get_tensor(89).copy(), np.concatenate(layers, -1)
+        *early, late = (self.runner.get_tensor(number)[0] for number in self.LAYERS)
+        return self.runner.get_tensor(89).copy(), np.concatenate([np.concatenate(early, -1), late.repeat(2, 0)], 1)
