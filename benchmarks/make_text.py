@@ -1,7 +1,8 @@
 """Makes the text tokenizer that ships, and the bundle text-meaning: `python benchmarks/make_text.py`.
 
-The step from the sentence encoder's 384 channels to the encoder's width is the principal axes of its states; the head
-is a ridge regression to where the anchor puts the same texts. Texts are what every installation carries: documentation
+The step from the sentence encoder's 384 channels to the encoder's width is the principal axes of what its states are in
+the mean of a text, which is what heads read; those of single states lose more of it (docs/results.md). The head is a
+ridge regression to where the anchor puts the same texts. Texts are what every installation carries: documentation
 inside Python's standard library and inside openly licensed packages, and names of things. Nothing is labelled.
 """
 
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polysense.backbone.anchor import load_anchor
+from polysense.core.types import Tokens
+from polysense.heads.pool import masked_statistic
 from polysense.pipeline import Pipeline
 from polysense.saving import save
 from polysense.tokenizers.text import TextTokenizer
@@ -76,12 +79,17 @@ def corpus(count: int = TEXTS, seed: int = 0) -> list[str]:
 
 @torch.no_grad()
 def fit_projection(tokenizer: TextTokenizer, texts: list[str]) -> None:
-    """Sets the projection to the principal axes of the states of real word pieces."""
-    rows = []
+    """Sets the projection to the principal axes of texts' mean states, and its scale to that of single states."""
+    means, single = [], []
     for start in range(0, len(texts), 32):
         batch = tokenizer.collate([tokenizer.split(tokenizer.read(text))[0] for text in texts[start : start + 32]])
-        rows.append(tokenizer.states(batch["ids"], batch["mask"])[batch["mask"]])
-    principal_axes(tokenizer.project, torch.cat(rows))
+        states, mask = tokenizer.states(batch["ids"], batch["mask"]), batch["mask"]
+        means.append(masked_statistic(Tokens(states, mask, states[..., :1]), "mean"))
+        single.append(states[mask][::7])
+    principal_axes(tokenizer.project, torch.cat(means))
+    scale = tokenizer.project(torch.cat(single)).std()
+    tokenizer.project.weight.div_(scale)
+    tokenizer.project.bias.div_(scale)
 
 
 @torch.no_grad()
@@ -100,9 +108,9 @@ def pooled(pipeline: Pipeline, texts: list[str]) -> Float[Tensor, "r f"]:
 def main() -> None:
     texts = corpus()
     print(len(texts), "texts such as", texts[:3], flush=True)
-    pipeline = Pipeline.build("text-meaning").eval()
+    pipeline = Pipeline.build("text-meaning", head={"pooling": ("mean",), "layers": (0,)}).eval()
     tokenizer: Any = pipeline.tokenizer
-    fit_projection(tokenizer, texts[:3000])
+    fit_projection(tokenizer, texts[HELD_OUT:])
     file = embedded_folder_in_checkout() / "tokenizers" / "text.safetensors"
     state = {name: value.half().contiguous() for name, value in tokenizer.state_dict().items()}
     save_file(state, file, {"config": "{}"})
