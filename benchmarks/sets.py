@@ -175,6 +175,33 @@ def blood(data: Path, work: Path) -> list[Run]:
     return [Run(view, view)]
 
 
+def raccoon(data: Path, work: Path) -> list[Run]:
+    """The last 20 images by name measure."""
+    root, view = data / "detection/raccoon", work / "raccoon"
+    names = sorted(file.stem for file in (root / "annotations").glob("*.xml"))
+    for part, chosen in (("train", names[:-20]), ("test", names[-20:])):
+        for name in chosen:
+            link(root / "annotations" / f"{name}.xml", view / part / f"{name}.xml")
+            link(root / "images" / f"{name}.jpg", view / part / f"{name}.jpg")
+    return [Run(view, view)]
+
+
+def hit_uav(data: Path, work: Path) -> list[Run]:
+    """People, cars, bicycles and other vehicles from the air; what its class DontCare marks is left out."""
+    import json
+
+    root, view = data / "infrared/hit_uav", work / "hit_uav"
+    for part in ("train", "test"):
+        told = json.loads((root / "annotations" / f"{part}.json").read_text())
+        unwanted = {kind["id"] for kind in told["categories"] if kind["name"] == "DontCare"}
+        told["annotation"] = [one for one in told["annotation"] if one["category_id"] not in unwanted]
+        told["categories"] = [kind for kind in told["categories"] if kind["id"] not in unwanted]
+        for image in told["images"]:
+            link(root / part / image["filename"], view / part / image["filename"])
+        (view / part / f"{part}.json").write_text(json.dumps(told))
+    return [Run(view, view)]
+
+
 def cut(file: Path, view: Path, measures: Callable[[int], np.ndarray]) -> tuple[Path, Path]:
     """Cuts a table without a header in two files; `measures` says of each of n rows whether it is one that measures."""
     rows = [row for row in file.read_text().splitlines() if row.strip()]

@@ -38,12 +38,15 @@ class Tokens:
         mask: True where a token is real; None where all are (the fast path).
         pos: Coordinates of each token: image (y, x), video (t, y, x), audio (t, f), points (x, y, z), series (t).
         grid: Dense layout whose product is n, for pixel heads; None where tokens have no order.
+        fine: Maps of what lies inside the cells of a (rows, columns) grid, each twice as fine as the one before:
+            (b, c, 2 rows, 2 columns), (b, c2, 4 rows, 4 columns) …; zero where padded. They pass by the encoder.
     """
 
     x: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"] | None
     pos: Float[Tensor, "b n p"]
     grid: tuple[int, ...] | None = None
+    fine: tuple[Float[Tensor, "b c h w"], ...] = ()
 
     def __post_init__(self) -> None:
         if self.x.ndim != 3:
@@ -55,10 +58,13 @@ class Tokens:
             raise ValueError(f"Tokens.mask must be bool ({b}, {n}), got {self.mask.dtype} {tuple(self.mask.shape)}")
         if self.grid is not None and torch.Size(self.grid).numel() != n:
             raise ValueError(f"Tokens.grid {self.grid} does not hold {n} tokens")
+        for i, one in enumerate(self.fine, 1):
+            if self.grid is None or one.shape[2:] != torch.Size(size << i for size in self.grid):
+                raise ValueError(f"Tokens.fine holds {tuple(one.shape)}, not {1 << i} times the grid {self.grid}")
 
     def replace(self, x: Float[Tensor, "b n d"]) -> Tokens:
         """The same tokens with other vectors."""
-        return Tokens(x, self.mask, self.pos, self.grid)
+        return Tokens(x, self.mask, self.pos, self.grid, self.fine)
 
     def dense_mask(self) -> Bool[Tensor, "b n"]:
         """The mask, all True where there is none."""

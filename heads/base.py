@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polysense.core.predictions import Prediction
@@ -19,6 +19,17 @@ from polysense.core.types import Features
 
 Out = dict[str, Tensor]  # every tensor has the batch as its first axis
 HEADS: Registry[type[Head]] = Registry("head")
+
+
+def cat_padded(parts: Sequence[Float[Tensor, "b ..."]]) -> Float[Tensor, "n ..."]:
+    """Joins along the first axis; what is smaller along others is padded with zeros at their end."""
+    extent = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    out = parts[0].new_zeros(sum(len(part) for part in parts), *extent)
+    start = 0
+    for part in parts:
+        out[(slice(start, start + len(part)), *(slice(0, size) for size in part.shape[1:]))] = part
+        start += len(part)
+    return out
 
 
 class Head(nn.Module):
@@ -50,12 +61,13 @@ class Head(nn.Module):
         """Named scalar losses; always has "loss", the one to minimise."""
         raise NotImplementedError
 
-    def merge(self, out: Out, owner: Int[Tensor, " b"]) -> Out:
+    def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Joins the sequences of each sample: here the mean of their outputs.
 
         Args:
             out: Raw outputs of b sequences.
             owner: For each sequence the number of its sample, 0..s-1, ascending.
+            meta: Of each sequence.
         """
         count = int(owner.max()) + 1
         if count == len(owner):

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
@@ -27,7 +27,8 @@ from polysense.core.types import Features
 from polysense.data.dataset import BoxTarget
 from polysense.heads.assign import task_aligned
 from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.grid import GridNeck, MaskedBlock, Upsample, sample_grid, sample_window
+from polysense.heads.grid import MaskedBlock, Pyramid, sample_grid, sample_window
+from polysense.heads.tiles import join_cells, merge_windows, merge_windows_meta
 
 PRIOR = 0.01  # score of every cell before training, so that background does not drown the first steps
 
@@ -38,7 +39,8 @@ class DetectionConfig:
     layers: tuple[int, ...] = ()  # hidden layers of the encoder read beside the last one
     channels: int = 128  # of the grid
     depth: int = 2  # 3 x 3 convolutions of the class branch and of the box branch
-    levels: int = 2  # grids: the tokens', and each further one twice as fine
+    levels: int = -1  # grids: the tokens', and each further one twice as fine; -1: as many as finer maps, else 2
+    fine: tuple[int, ...] = ()  # channels of the tokenizer's finer maps that those levels read, coarse to fine
     candidates: int = 10  # cells that may learn one object
     box_weight: float = 2.0  # of the GIoU loss beside the class loss
     threshold: float = 0.3  # least score of an answer
@@ -46,8 +48,10 @@ class DetectionConfig:
     max_boxes: int = 100  # most boxes of one image
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))  # lists, when read from JSON
-        object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("classes", "layers", "fine"):  # lists, when read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.levels < 0:
+            object.__setattr__(self, "levels", len(self.fine) or 2)
 
 
 @HEADS.register("detection")
@@ -64,8 +68,7 @@ class DetectionHead(Head):
         super().__init__(config, width)
         channels = config.channels
         self.threshold = config.threshold
-        self.neck = GridNeck(width, channels, config.layers)
-        self.ups = nn.ModuleList(Upsample(channels) for _ in range(config.levels - 1))
+        self.pyramid = Pyramid(width, channels, config.levels, config.fine, config.layers)
         self.class_branch = nn.ModuleList(MaskedBlock(channels) for _ in range(config.depth))
         self.box_branch = nn.ModuleList(MaskedBlock(channels) for _ in range(config.depth))
         self.classify = nn.Conv2d(channels, len(config.classes), 1)
@@ -79,12 +82,7 @@ class DetectionHead(Head):
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, p, k), "boxes" (b, p, 4), "centers" (b, p, 2) in token cells, and "valid" (b, p)."""
-        x, mask = self.neck(features)
-        levels = []
-        for level in range(self.config.levels):
-            if level:
-                x, mask = self.ups[level - 1](x, mask)
-            levels.append(self._level(x, mask, level))
+        levels = [self._level(x, mask, level) for level, (x, mask) in enumerate(self.pyramid(features))]
         return {name: torch.cat([out[name] for out in levels], 1) for name in levels[0]}
 
     def _level(self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"], level: int) -> Out:
@@ -155,6 +153,13 @@ class DetectionHead(Head):
         class_loss, box_loss = torch.stack(class_losses).sum() * share, torch.stack(box_losses).sum() * share
         loss = class_loss + self.config.box_weight * box_loss
         return {"loss": loss, "class": class_loss.detach(), "box": box_loss.detach()}
+
+    def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
+        """Windows of one large image become one set of cells; each place belongs to the window it is most inside."""
+        return merge_windows(out, owner, meta, join_cells)
+
+    def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+        return merge_windows_meta(meta, owner)
 
     @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:

@@ -76,18 +76,32 @@ class MaskedBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: a transposed 2 x 2 convolution, in which no cell reads its neighbour; a masked block."""
+    """Twice the resolution: a transposed 2 x 2 convolution, in which no cell reads its neighbour; a masked block.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Of the grid.
+        fine: Channels of the front part's map of that resolution, which is added in between; 0: there is none.
+    """
+
+    def __init__(self, channels: int, fine: int = 0) -> None:
         super().__init__()
         self.expand = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.block = MaskedBlock(channels)
+        self.lateral = nn.Sequential(ChannelNorm(fine), nn.Conv2d(fine, channels, 1)) if fine else None
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]
+        self,
+        x: Float[Tensor, "b c h w"],
+        mask: Bool[Tensor, "b 1 h w"],
+        fine: Float[Tensor, "b f 2*h 2*w"] | None = None,
     ) -> tuple[Float[Tensor, "b c 2*h 2*w"], Bool[Tensor, "b 1 2*h 2*w"]]:
         mask = upsample_mask(mask)
-        return self.block(self.expand(x), mask), mask
+        x = self.expand(x)
+        if self.lateral is not None:
+            if fine is None:
+                raise ValueError("this head reads maps finer than the grid, and the tokenizer gives none: set fine")
+            x = x + self.lateral(fine)
+        return self.block(x, mask), mask
 
 
 class GridNeck(nn.Module):
@@ -116,3 +130,40 @@ class GridNeck(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return x, mask
+
+
+class Pyramid(nn.Module):
+    """A grid of the encoder's tokens and finer ones made from it, coarse to fine.
+
+    The levels are those of a feature pyramid (Lin et al. 2017) made from the one grid of a plain transformer (Li et al.
+    2022, ViTDet); what its tokens have lost inside a cell comes from the front part's own finer maps, past the frozen
+    encoder (Chen et al. 2023, ViT-Adapter).
+
+    Args:
+        width: Token width of the encoder.
+        channels: Channels of every level.
+        levels: How many there are; each has twice the resolution of the one before.
+        fine: Channels of the maps in `Tokens.fine`; levels beyond them are made from the grid alone.
+        layers, depth: See `GridNeck`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        levels: int,
+        fine: Sequence[int] = (),
+        layers: Sequence[int] = (),
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        self.neck = GridNeck(width, channels, layers, depth)
+        given = [*fine[: levels - 1], *[0] * (levels - 1 - len(fine))]
+        self.ups = nn.ModuleList(Upsample(channels, one) for one in given)
+
+    def forward(self, features: Features) -> list[tuple[Float[Tensor, "b c h w"], Bool[Tensor, "b 1 h w"]]]:
+        levels = [self.neck(features)]
+        maps = features.last.fine
+        for i, up in enumerate(self.ups):
+            levels.append(up(*levels[-1], maps[i] if i < len(maps) else None))
+        return levels

@@ -21,7 +21,8 @@ from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.grid import GridNeck, Upsample, sample_grid, sample_window
+from polysense.heads.grid import Pyramid, sample_grid, sample_window
+from polysense.heads.tiles import merge_windows, merge_windows_meta, stitch
 
 STRIP = 4_000_000  # numbers that decoding holds at once: 16 MB
 NEVER = -1e4  # logit of a class that is never answered; finite, so that half precision and gradients stay sound
@@ -34,33 +35,34 @@ class SegmentationConfig:
     layers: tuple[int, ...] = ()  # hidden layers of the encoder read beside the last one
     channels: int = 128  # of the grid
     depth: int = 2  # 3 x 3 convolutions at the resolution of the tokens
-    upsample: int = 2  # doublings of the resolution before the logits
+    upsample: int = -1  # doublings of the resolution before the logits; -1: one for each finer map, else 2
+    fine: tuple[int, ...] = ()  # channels of the tokenizer's finer maps that the doublings read, coarse to fine
     dropout: float = 0.1  # of whole channels, before the logits
     dice: float = 0.5  # weight of the dice loss beside cross entropy; 0 for none
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))  # lists, when read from JSON
-        object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("classes", "layers", "fine"):  # lists, when read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.upsample < 0:
+            object.__setattr__(self, "upsample", len(self.fine) or 2)
 
 
 @HEADS.register("segmentation")
 class SegmentationHead(Head):
-    """Masked convolutions, upsampling and per-cell logits, read back at the size of the original."""
+    """The finest level of a feature pyramid, per-cell logits, read back at the size of the original."""
 
     Config = SegmentationConfig
 
     def __init__(self, config: SegmentationConfig, width: int) -> None:
         super().__init__(config, width)
-        self.neck = GridNeck(width, config.channels, config.layers, config.depth)
-        self.ups = nn.ModuleList(Upsample(config.channels) for _ in range(config.upsample))
+        levels = config.upsample + 1
+        self.pyramid = Pyramid(width, config.channels, levels, config.fine, config.layers, config.depth)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classify = nn.Conv2d(config.channels, len(config.classes), 1)
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, k, h, w) in float32."""
-        x, mask = self.neck(features)
-        for up in self.ups:
-            x, mask = up(x, mask)
+        x, _ = self.pyramid(features)[-1]
         logits = self.classify(self.dropout(x)).float()
         ignore = self.config.ignore
         if ignore is not None and ignore < len(self.config.classes):
@@ -118,6 +120,16 @@ class SegmentationHead(Head):
             dice = dice_loss(logits, mask)
             losses = {**losses, "loss": entropy + self.config.dice * dice, "dice": dice.detach()}
         return losses
+
+    def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
+        """Windows of one large image become one map; their logits are averaged where they overlap."""
+        scale = 2**self.config.upsample
+        return merge_windows(
+            out, owner, meta, lambda parts, of: {"logits": stitch([part["logits"] for part in parts], of, scale)}
+        )
+
+    def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+        return merge_windows_meta(meta, owner)
 
     @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:

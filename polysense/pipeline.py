@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from polysense.core.errors import InputError
 from polysense.core.options import check_options, make_config
 from polysense.core.predictions import Embedding, Prediction
 from polysense.core.types import Features, Sample
-from polysense.heads.base import Head, Out
+from polysense.heads.base import Head, Out, cat_padded
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.base import Batch, Tokenizer
 
@@ -91,9 +91,12 @@ class Pipeline(nn.Module):
         trunk = shared_encoder(encoder) if isinstance(encoder, str) else encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            front, pretrained = _new_tokenizer(what.modality, trunk, dict(tokenizer or {}), sources)
+            front, pretrained = _new_tokenizer(what.modality, trunk, {**what.tokenizer, **(tokenizer or {})}, sources)
             head_class = get_head(what.head)
-            config: Any = make_config(head_class.Config, head or {}, f"head of {task}")
+            options = dict(head or {})
+            if "fine" in (field.name for field in fields(head_class.Config)):
+                options.setdefault("fine", getattr(front, "fine_channels", ()))
+            config: Any = make_config(head_class.Config, options, f"head of {task}")
             pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
             pipeline.settled = {f"tokenizer.{name}" for name in pretrained}
             return pipeline
@@ -255,7 +258,7 @@ class Pipeline(nn.Module):
                     answers += self._decode(out, meta, torch.arange(len(meta)))
                 return answers
             runs = [self._run(flat[start : start + batch_size]) for start in range(0, len(flat), batch_size)]
-            joined = {name: torch.cat([out[name] for out, _ in runs]) for name in runs[0][0]}
+            joined = {name: cat_padded([out[name] for out, _ in runs]) for name in runs[0][0]}
             return self._decode(joined, [about for _, meta in runs for about in meta], owner)
         finally:
             self.train(training)
@@ -266,7 +269,8 @@ class Pipeline(nn.Module):
 
     def _decode(self, out: Out, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[Prediction]:
         # On the head's device: some heads decode with learned parts.
-        return self.head.decode(self.head.merge(out, owner.to(self.device)), self.head.merge_meta(meta, owner))
+        merged = self.head.merge(out, owner.to(self.device), meta)
+        return self.head.decode(merged, self.head.merge_meta(meta, owner))
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Writes the bundle folder, whole or not at all. See `polysense.saving`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from polysense.core.registry import Registry
 
@@ -19,6 +21,7 @@ class Task:
             forecasting, embedding, or meaning (an embedding in the space of words).
         metric: The metric that early stopping watches and tables show ("accuracy").
         larger_is_better: Direction of the metric.
+        tokenizer: Options of the tokenizer that suit the task better than its usual ones.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Task:
     kind: str
     metric: str
     larger_is_better: bool = True
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sign(self) -> int:
@@ -38,8 +42,20 @@ TASKS: Registry[Task] = Registry("task")
 MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular", "text")
 
 
-def _add(name: str, modality: str, head: str, kind: str, metric: str, larger_is_better: bool = True) -> None:
-    TASKS.register(name)(Task(name, modality, head, kind, metric, larger_is_better))
+# Small things must still have pixels; what the tokens lose of them comes from the front part's finer maps.
+DENSE = {"size": 384, "fine": True}
+
+
+def _add(
+    name: str,
+    modality: str,
+    head: str,
+    kind: str,
+    metric: str,
+    larger_is_better: bool = True,
+    tokenizer: Mapping[str, Any] | None = None,
+) -> None:
+    TASKS.register(name)(Task(name, modality, head, kind, metric, larger_is_better, tokenizer or {}))
 
 
 for _modality in MODALITIES:
@@ -52,7 +68,7 @@ for _modality in ("image", "video", "audio", "point_cloud", "text"):
     _prefix = _modality.replace("_", "-")
     _add(f"{_prefix}-meaning", _modality, "meaning", "meaning", "")
     _add(f"{_prefix}-naming", _modality, "naming", "classification", "accuracy")
-_add("image-segmentation", "image", "segmentation", "segmentation", "miou")
+_add("image-segmentation", "image", "segmentation", "segmentation", "miou", tokenizer=DENSE)
 _add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
-_add("object-detection", "image", "detection", "detection", "map50")
+_add("object-detection", "image", "detection", "detection", "map50", tokenizer=DENSE)
 _add("forecasting", "time_series", "forecasting", "forecasting", "mse", larger_is_better=False)

@@ -29,6 +29,10 @@ CONFIGS = {
     "patch-fourier": ImageConfig(width=24, form="patch", size=48, positions="fourier", resize="squash"),
     "vit": ImageConfig(width=24, form="vit", size=48, patch=8, bias=False),
     "vit-oblong": ImageConfig(width=24, form="vit", size=48, patch=8, grid=(5, 7)),
+    "lite0-fine": ImageConfig(width=192, size=64, fine=True),
+    "lite0-16-fine": ImageConfig(width=24, size=64, stride=16, fine=True),
+    "patch-fine": ImageConfig(width=24, form="patch", size=48, patch=16, fine=True),
+    "vit-14-fine": ImageConfig(width=24, form="vit", size=56, patch=14, fine=True),
 }
 
 
@@ -58,6 +62,28 @@ def test_batched_equals_single(name: str) -> None:
         assert single.mask is None and single.grid == sample.meta["grid"]
         torch.testing.assert_close(batch.x[i][mask[i]], single.x[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(batch.pos[i][mask[i]], single.pos[0])
+        for whole, alone in zip(batch.fine, single.fine, strict=True):
+            rows, columns = alone.shape[2:]
+            torch.testing.assert_close(whole[i, :, :rows, :columns], alone[0], atol=1e-5, rtol=1e-5)
+            assert not whole[i, :, rows:].any() and not whole[i, :, :, columns:].any()
+
+
+@torch.no_grad()
+def test_finer_maps_lie_in_the_cells() -> None:
+    """Channels as announced, each map twice as fine; the pixels of a patch stand in its cell."""
+    for name, channels in (("lite0-fine", (112, 40, 24)), ("lite0-16-fine", (40, 24)), ("patch-fine", (192, 48)),
+                           ("vit-14-fine", (147,)), ("patch", ())):  # fmt: skip
+        tokenizer = build(CONFIGS[name])
+        tokens = tokenizer(tokenizer.collate([tokenizer.read(noise(60, 90))]))
+        assert tokenizer.fine_channels == channels == tuple(one.shape[1] for one in tokens.fine), name
+        assert tokens.grid is not None
+        for i, one in enumerate(tokens.fine, 1):
+            assert one.shape[2:] == (tokens.grid[0] << i, tokens.grid[1] << i)
+    tokenizer = build(CONFIGS["patch-fine"])
+    batch = tokenizer.collate([tokenizer.read(noise(48, 48))])
+    finest = tokenizer(batch).fine[-1]
+    corner = tokenizer.normalized(batch["image"])[0, :, 4:8, 8:12]  # second row, third column of cells of 4 pixels
+    torch.testing.assert_close(finest[0, :, 1, 2].view(3, 4, 4), corner)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,14 +75,43 @@ def test_learns_a_few_images_and_answers_at_their_size():
         assert answer.confidence > 0.8
 
 
+def with_fine(read, channels, grids=GRIDS):
+    """The same features, with finer maps that depend on the sample alone."""
+    height, width = read.last.grid
+    maps = []
+    for level, count in enumerate(channels, 1):
+        one = torch.zeros(len(grids), count, height << level, width << level)
+        for i, (rows, cols) in enumerate(grids):
+            own = torch.Generator().manual_seed(1000 * level + 10 * rows + cols)
+            sides = (rows << level, cols << level)
+            one[i, :, : sides[0], : sides[1]] = torch.randn(count, *sides, generator=own)
+        maps.append(one)
+    return replace(read, last=replace(read.last, fine=tuple(maps)))
+
+
+@pytest.mark.parametrize("fine", [(), (5,), (5, 3), (5, 3, 2)])
 @pytest.mark.parametrize("padding", [0.0, 1e3, float("nan")])
-def test_batched_equals_single(padding):
-    model = head(upsample=2).eval()
+def test_batched_equals_single(padding, fine):
+    model = head(upsample=2, fine=fine).eval()
     with torch.no_grad():
-        together = model(features(padding=padding))["logits"]
+        together = model(with_fine(features(padding=padding), fine))["logits"]
         for i, (rows, cols) in enumerate(GRIDS):
-            alone = model(features([(rows, cols)]))["logits"][0]
+            alone = model(with_fine(features([(rows, cols)]), fine, [(rows, cols)]))["logits"][0]
             torch.testing.assert_close(together[i, :, : rows * 4, : cols * 4], alone, atol=1e-5, rtol=0)
+
+
+def test_finer_maps_show_what_tokens_have_lost():
+    """Which class a cell's quarter has is told by the finer map alone."""
+    model = head(upsample=1, fine=(1,), dropout=0.0)
+    tokens = Tokens(torch.zeros(1, 16, WIDTH), None, torch.zeros(1, 16, 2), (4, 4))
+    sides = torch.randint(0, 2, (1, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    read = Features(replace(tokens, fine=(2.0 * sides - 1,)))
+    with pytest.raises(ValueError, match="set fine"):
+        model(Features(tokens))
+    # A norm over one channel would leave nothing of it.
+    model.pyramid.ups[0].lateral[0] = torch.nn.Identity()
+    train(model, read, {"mask": sides[0]}, 100)
+    assert torch.equal(model(read)["logits"].argmax(1), sides[0])
 
 
 def test_padding_does_not_change_loss_or_answer():
@@ -96,9 +126,9 @@ def test_padding_does_not_change_loss_or_answer():
 
 
 def test_gradient_reaches_every_parameter_even_with_nan_padding():
-    model = head(layers=(2, 5), depth=1)
+    model = head(layers=(2, 5), depth=1, fine=(5, 3))
     assert model.layers == (2, 5)
-    out = model(features(padding=float("nan"), layers=(2, 5)))
+    out = model(with_fine(features(padding=float("nan"), layers=(2, 5)), (5, 3)))
     model.loss(out, model.targets(masks(), META))["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

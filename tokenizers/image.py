@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polysense.core.types import Sample, Tokens
 from polysense.data.image import describe_source, read_image_sized
@@ -33,17 +34,19 @@ from polysense.tokenizers.image_grid import (
     GridTokenizer,
     cell_centres,
     check_choice,
-    features_on_grid,
     fit_size,
+    maps_on_grid,
     quiet_positions,
     resize,
     seen_window,
+    window_starts,
 )
 from polysense.tokenizers.positions import sin_cos
 
 FORMS = ("lite0", "patch", "vit")
 POSITIONS = ("none", "fourier", "sincos", "learned")
 OWN_POSITIONS = {"lite0": "fourier", "patch": "none", "vit": "learned"}
+FINEST = 4  # pixels along the side of a cell of the finest map
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class ImageConfig:
     width: int = 192  # of a token
     form: str = "lite0"  # "lite0", "patch" or "vit"
     size: int = 128  # pixels: side of a square input, or the root of the area
-    resize: str = "area"  # "area" keeps the aspect, "squash" makes a square, "crop" takes the centre square
+    # "area" keeps the aspect, "squash" makes a square, "crop" takes the centre square; "tiles" keeps the size and cuts
+    # images into overlapping windows of `size` pixels, for pixel heads.
+    resize: str = "area"
     stride: int = 32  # of the lite0 stem: 32 (320 channels) or 16 (112 channels)
     patch: int = 16  # side of a patch, forms "patch" and "vit"
     positions: str | None = None  # "none", "fourier" (learned, from coordinates), "sincos"; "vit" has "learned" only
@@ -62,10 +67,11 @@ class ImageConfig:
     std: tuple[float, ...] | None = None
     grid: tuple[int, ...] | None = None  # rows and columns of the learned positions; None = size / patch, square
     bias: bool = True  # of the patch map (CLIP has none)
+    fine: bool = False  # give maps finer than the grid as well, which pixel heads read beside the encoder's answer
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
-        check_choice("resize", self.resize, RESIZES)
+        check_choice("resize", self.resize, (*RESIZES, "tiles"))
         lite0 = self.form == "lite0"
         self._fill("positions", OWN_POSITIONS[self.form])
         self._fill("interpolation", "bilinear" if lite0 else "bicubic")
@@ -91,6 +97,12 @@ class ImageConfig:
     def step(self) -> int:
         """Pixels along the side of a cell."""
         return self.stride if self.form == "lite0" else self.patch
+
+    @property
+    def fine_steps(self) -> tuple[int, ...]:
+        """Pixels along the side of a cell of each finer map."""
+        halves = [self.step >> i for i in range(1, 4) if self.step % (1 << i) == 0 and self.step >> i >= FINEST]
+        return tuple(halves) if self.fine else ()
 
 
 @TOKENIZERS.register("image")
@@ -121,7 +133,8 @@ class ImageTokenizer(GridTokenizer):
         """
         config = self.config
         margin = READ_MARGIN * (CROP_MARGIN if config.resize == "crop" else 1)
-        image, size = read_image_sized(source, target=math.ceil(margin * config.size))
+        target = None if config.resize == "tiles" else math.ceil(margin * config.size)
+        image, size = read_image_sized(source, target=target)
         height, width = fit_size(*size, config.size, config.step, config.resize)
         pixels = resize(image, (height, width), config.resize, str(config.interpolation))
         meta = {
@@ -132,14 +145,42 @@ class ImageTokenizer(GridTokenizer):
         }
         return Sample({"image": pixels}, describe_source(source), meta)
 
+    def split(self, sample: Sample) -> list[Sample]:
+        """Windows of a large image, where `resize` is "tiles": they know their "place" in the "whole" grid."""
+        rows, columns = sample.meta["grid"]
+        step, side = self.config.step, max(1, self.config.size // self.config.step)
+        if self.config.resize != "tiles" or max(rows, columns) <= side:
+            return [sample]
+        pixels, (height, width) = sample.data["image"], sample.meta["size"]
+        windows = []
+        for row in window_starts(rows, side):
+            for column in window_starts(columns, side):
+                part = pixels[:, row * step : (row + side) * step, column * step : (column + side) * step].clone()
+                grid = (part.shape[1] // step, part.shape[2] // step)
+                across, down = width / columns, height / rows  # pixels of the original in a cell
+                seen = (column * across, row * down, (column + grid[1]) * across, (row + grid[0]) * down)
+                meta = {"grid": grid, "input_size": tuple(part.shape[1:]), "window": seen, "place": (row, column),
+                        "whole": (rows, columns)}  # fmt: skip
+                windows.append(Sample({"image": part}, sample.source, {**sample.meta, **meta}))
+        return windows
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stacks images (b, 3, h, w), padded at the right and at the bottom, with their true "size" (b, 2)."""
         images, sizes = pad_stack([sample.data["image"] for sample in samples])
         return {"image": images, "size": sizes[:, 1:], "meta": meta_of(samples)}
 
+    @property
+    def fine_channels(self) -> tuple[int, ...]:
+        """Channels of each map of `Tokens.fine`."""
+        if self.config.form == "lite0" and self.config.fine:
+            return self.stem.fine_channels
+        return tuple(3 * step**2 for step in self.config.fine_steps)
+
     def forward(self, batch: Batch) -> Tokens:
+        """Tokens; with `fine`, also the stem's finer maps, or, of patches, the pixels of smaller ones."""
         images, sizes, step = batch["image"], batch["size"], self.config.step
-        x, mask = features_on_grid(self._cells, images, sizes, (step, step))  # (b, r, q, c)
+        maps, mask = maps_on_grid(self._maps, images, sizes, (step, step))
+        x = maps[0].movedim(1, -1)  # (b, r, q, c)
         _, rows, columns, _ = x.shape
         if self.config.form == "lite0":
             x = self.project(x)
@@ -150,14 +191,17 @@ class ImageTokenizer(GridTokenizer):
         elif self.config.positions == "sincos":
             y_x = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (rows, columns)))
             x = x + sin_cos(y_x, self.width).to(x.dtype)
-        return Tokens(x, None if mask is None else mask.flatten(1), pos, (rows, columns))
+        return Tokens(x, None if mask is None else mask.flatten(1), pos, (rows, columns), tuple(maps[1:]))
 
-    def _cells(self, pixels: UInt8[Tensor, "k 3 h w"]) -> Float[Tensor, "k c r q"]:
-        """Images of one size to features of their cells."""
+    def _maps(self, pixels: UInt8[Tensor, "k 3 h w"]) -> list[Float[Tensor, "k c r q"]]:
+        """Images of one size to features of their cells, and of finer ones where they are wanted."""
+        values = self.normalized(pixels)
         if self.config.form == "lite0":
-            return self.stem_features(pixels)
-        x = self.proj(self.normalized(pixels))
-        return x + self._learned_positions(x.shape[-2], x.shape[-1]) if self.config.form == "vit" else x
+            return self.stem.maps(values) if self.config.fine else [self.stem(values)]
+        x = self.proj(values)
+        if self.config.form == "vit":
+            x = x + self._learned_positions(x.shape[-2], x.shape[-1])
+        return [x, *(F.pixel_unshuffle(values, step) for step in self.config.fine_steps)]
 
     def _learned_positions(self, rows: int, columns: int) -> Float[Tensor, "1 d r q"]:
         grid = list(self.config.grid or ())

@@ -25,6 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128, as its published weights expect
 RESIZES = ("area", "squash", "crop")
+OVERLAP = 0.25  # of neighbouring windows, as a share of a window's side
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CROP_MARGIN = 256 / 224  # short side of an image over the side of its centre crop, as usual on ImageNet
 READ_MARGIN = 1.5  # the longer side of an image read for a square input, so that the shorter one suffices too
@@ -34,8 +35,11 @@ def fit_size(height: int, width: int, size: int, step: int, policy: str) -> tupl
     """The (height, width) that an image is resized to; both are multiples of `step`.
 
     "area" keeps the aspect, up to rounding to whole cells, at about size² pixels. Very long images are squeezed, so
-    that none has more than twice the cells of a square one. "squash" and "crop" give a square.
+    that none has more than twice the cells of a square one. "squash" and "crop" give a square. "tiles" keeps the size,
+    up to rounding.
     """
+    if policy == "tiles":
+        return max(1, round(height / step)) * step, max(1, round(width / step)) * step
     side = size / step  # cells along a square image
     if policy != "area":
         return (max(1, round(side)) * step,) * 2
@@ -61,6 +65,14 @@ def resize(image: Image.Image, size: tuple[int, int], policy: str, interpolation
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def window_starts(length: int, window: int) -> list[int]:
+    """Where windows begin that cover `length` cells and overlap by at least `OVERLAP`, evenly spread."""
+    if length <= window:
+        return [0]
+    count = 1 + math.ceil((length - window) / max(1, round(window * (1 - OVERLAP))))
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError for a configuration value that is not one of its choices."""
     if value not in choices:
@@ -81,23 +93,40 @@ def features_on_grid(
     Returns:
         Features, zero where nothing is, and True where something is; None where the grid is full.
     """
+    (features,), mask = maps_on_grid(lambda part: [run(part)], inputs, sizes, steps)
+    return features.movedim(1, -1), mask
+
+
+def maps_on_grid(
+    run: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, sizes: Int[Tensor, "b k"], steps: Sequence[int]
+) -> tuple[list[Float[Tensor, "b c *G"]], Bool[Tensor, b * G] | None]:
+    """As `features_on_grid`, of several maps at once; channels stay in front.
+
+    Args:
+        run: (n, 3, *S) -> (n, c, *G), (n, c2, *2G), (n, c3, *4G) …
+    """
     extent = inputs.shape[2:]
     if bool((sizes == sizes.new_tensor(extent)).all()):
-        return run(inputs).movedim(1, -1), None
+        return list(run(inputs)), None
     grid = [s // step for s, step in zip(extent, steps, strict=True)]
     parts, order = [], []
     for size, index in group_by_size(sizes):
         corner: tuple[Any, ...] = (..., *(slice(0, s) for s in size))
-        part = run(inputs[index][corner])
-        missing = [full - s for full, s in zip(grid, part.shape[2:], strict=True)]
-        parts.append(F.pad(part, [v for m in reversed(missing) for v in (0, m)]))
+        parts.append([_filled(one, [s << i for s in grid]) for i, one in enumerate(run(inputs[index][corner]))])
         order.append(index)
-    features = torch.cat(parts)[torch.cat(order).argsort()].movedim(1, -1)
+    back = torch.cat(order).argsort()
+    maps = [torch.cat(one)[back] for one in zip(*parts, strict=True)]
     mask = torch.ones(len(sizes), *grid, dtype=torch.bool, device=sizes.device)
     for axis, (full, step) in enumerate(zip(grid, steps, strict=True)):
         inside = torch.arange(full, device=sizes.device) < (sizes[:, axis] // step)[:, None]  # (b, full)
         mask &= inside.view(len(sizes), *(full if a == axis else 1 for a in range(len(grid))))
-    return features, mask
+    return maps, mask
+
+
+def _filled(part: Float[Tensor, "n c *S"], extent: Sequence[int]) -> Float[Tensor, "n c *G"]:
+    """Zeros at the end of each axis."""
+    missing = [full - size for full, size in zip(extent, part.shape[2:], strict=True)]
+    return F.pad(part, [value for more in reversed(missing) for value in (0, more)])
 
 
 def cell_centres(cells: Int[Tensor, "b 2"], rows: int, columns: int) -> Float[Tensor, "b n 2"]:

@@ -1,0 +1,127 @@
+"""Large images in overlapping windows: one answer from those of all windows, without seams.
+
+A window's meta says where it lies in the token grid of the whole image: "place" (row, column) of its first token, and
+"whole" (rows, columns) of that grid. Shape legend: c channels, h rows and w columns of a map, p cells of a detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from polysense.heads.base import Out, cat_padded
+from polysense.heads.grid import sample_grid
+
+
+def stitch(
+    maps: Sequence[Float[Tensor, "c h w"]], meta: Sequence[Mapping[str, Any]], scale: int
+) -> Float[Tensor, "c H W"]:
+    """Windows' maps -> the whole image's (c, rows * scale, columns * scale).
+
+    Where windows overlap the one whose border is farther away counts more: at borders a network sees least.
+
+    Args:
+        maps: Of each window; what lies beyond its own grid is padding.
+        meta: Of each window.
+        scale: Cells of a map along the side of a token.
+    """
+    rows, cols = (scale * size for size in meta[0]["whole"])
+    total, weight = maps[0].new_zeros(maps[0].shape[0], rows, cols), maps[0].new_zeros(rows, cols)
+    for one, about in zip(maps, meta, strict=True):
+        (top, left), (height, width) = ([scale * at for at in pair] for pair in (about["place"], sample_grid(about)))
+        inside = torch.outer(_ramp(height, one), _ramp(width, one))
+        total[:, top : top + height, left : left + width] += inside * one[:, :height, :width]
+        weight[top : top + height, left : left + width] += inside
+    return total / weight
+
+
+def _ramp(size: int, like: Tensor) -> Float[Tensor, " s"]:
+    """Distance of each cell's centre from the nearer end."""
+    at = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
+    return torch.minimum(at, size - at)
+
+
+def own_cells(
+    centers: Float[Tensor, "p 2"], about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]
+) -> Bool[Tensor, " p"]:
+    """Which cells of a window are nowhere else farther from a border: each place of the image belongs to one window.
+
+    Objects at a border are so answered by the window that sees them whole, if it overlaps far enough.
+
+    Args:
+        centers: (x, y) in the window's own token cells.
+        about: Meta of the window.
+        others: Meta of all windows of the image.
+    """
+    (row, col), mine = about["place"], _margin(centers, about)
+    at = centers + centers.new_tensor([col, row])
+    kept = torch.ones(len(centers), dtype=torch.bool, device=centers.device)
+    before = True
+    for other in others:
+        if other is about:
+            before = False
+            continue
+        (row, col) = other["place"]
+        theirs = _margin(at - at.new_tensor([col, row]), other)
+        kept &= (mine > theirs) if before else (mine >= theirs)
+    return kept
+
+
+def _margin(centers: Float[Tensor, "p 2"], about: Mapping[str, Any]) -> Float[Tensor, " p"]:
+    """Distance from the nearest border of the window that lies inside the image; negative outside the window."""
+    (rows, cols), (row, col), (whole_rows, whole_cols) = sample_grid(about), about["place"], about["whole"]
+    x, y = centers.unbind(-1)
+    far = torch.full_like(x, float(max(whole_rows, whole_cols)))
+    # A border of the image itself is no disadvantage, but beyond it nothing is seen.
+    sides = [(x, col > 0), (cols - x, col + cols < whole_cols), (y, row > 0), (rows - y, row + rows < whole_rows)]
+    margins = [torch.where((side >= 0) & (not inner), far, side) for side, inner in sides]
+    return torch.stack(margins).amin(0)
+
+
+def join_cells(outs: Sequence[Out], meta: Sequence[Mapping[str, Any]]) -> Out:
+    """A detector's cells of all windows as those of one image, in token cells of the whole."""
+    moved = []
+    for out, about in zip(outs, meta, strict=True):
+        row, col = about["place"]
+        shift = out["centers"].new_tensor([col, row])
+        moved.append({**out, "centers": out["centers"] + shift, "boxes": out["boxes"] + shift.repeat(2),
+                      "valid": out["valid"] & own_cells(out["centers"], about, meta)})  # fmt: skip
+    return {name: torch.cat([out[name] for out in moved]) for name in outs[0]}
+
+
+def merge_windows(
+    out: Out,
+    owner: Int[Tensor, " b"],
+    meta: Sequence[Mapping[str, Any]],
+    join: Callable[[Sequence[Out], Sequence[Mapping[str, Any]]], Out],
+) -> Out:
+    """`Head.merge` of heads that answer for places: `join` makes one answer of those of an image's windows."""
+    parts = _windows(owner)
+    if len(parts) == len(owner):
+        return out
+    rows = []
+    for part in parts:
+        alone = [{name: tensor[i] for name, tensor in out.items()} for i in part]
+        rows.append(join(alone, [meta[i] for i in part]) if len(part) > 1 else alone[0])
+    return {name: cat_padded([row[name][None] for row in rows]) for name in rows[0]}
+
+
+def merge_windows_meta(meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+    """`Head.merge_meta` of such heads: the whole grid covers the whole image."""
+    merged = []
+    for part in _windows(owner):
+        about = dict(meta[part[0]])
+        if len(part) > 1:
+            height, width = about["size"]
+            about |= {"grid": about["whole"], "window": (0.0, 0.0, float(width), float(height))}
+        merged.append(about)
+    return merged
+
+
+def _windows(owner: Int[Tensor, " b"]) -> list[list[int]]:
+    """The windows of each image, by number."""
+    return [part.tolist() for part in torch.arange(len(owner)).split(torch.bincount(owner).tolist())]
