@@ -9,6 +9,7 @@ Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,8 @@ class ForecastHead(Head):
         self._std, self._mean = dict(config.variate_scale), dict(config.variate_mean)
         self._numbers = {name: i for i, name in enumerate(self._std)}
         self.mixture, self.own = None, None
+        # How much further from the mean each quantile stands than was learnt: set on validation data.
+        self.register_buffer("spread", torch.ones(len(config.quantiles)))
         if config.local:
             self.mixture = Mixture(4 * width, config.horizon, config.quantiles, config.hidden or HIDDEN, config.dropout)
             return
@@ -89,6 +92,8 @@ class ForecastHead(Head):
             layer.weight.data *= 0.1
         if config.own and self._std:
             self.own = OwnCorrection(2 * config.tokens * width, config.horizon, len(self._std), config.own)
+
+    spread: Tensor
 
     def both(self, features: Features) -> Float[Tensor, "b n 2*d"]:
         """The tokens before and after the encoder side by side, zeros where there is no history."""
@@ -118,11 +123,36 @@ class ForecastHead(Head):
     def answer(self, out: Out, known: Out) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h q"]]:
         """Mean and quantiles in the windows' units, from raw outputs and what `known` says of the same sequences."""
         if self.mixture is not None:
-            return self.mixture.combine(out, known)
-        if self.own is None:
-            return out["mean"], out["quantiles"]
-        more = self.own.combine(out, known)
-        return out["mean"] + more, out["quantiles"] + more.unsqueeze(-1)
+            mean, quantiles = self.mixture.combine(out, known)
+        elif self.own is not None:
+            more = self.own.combine(out, known)
+            mean, quantiles = out["mean"] + more, out["quantiles"] + more.unsqueeze(-1)
+        else:
+            mean, quantiles = out["mean"], out["quantiles"]
+        middle = mean.unsqueeze(-1)
+        return mean, (middle + self.spread * (quantiles - middle)).sort(-1).values
+
+    @torch.no_grad()
+    def calibrate(
+        self, steps: Float[Tensor, "n h"], mean: Float[Tensor, "n h"], quantiles: Float[Tensor, "n h q"]
+    ) -> None:
+        """Changes `spread` so that of these futures (NaN where unknown) each level covers the share that it names.
+
+        As in conformalised quantile regression (Romano et al. 2019), by a factor of the distance from the mean instead
+        of a summand: windows are of any size. A quantile that keeps to no side of the mean (the median) stays.
+        """
+        far = quantiles - mean.unsqueeze(-1)
+        ratio = (steps - mean).unsqueeze(-1) / far
+        for i, level in enumerate(self.config.quantiles):
+            side = -1.0 if level < 0.5 else 1.0
+            usable = ratio[..., i].isfinite() & (far[..., i] * side > 0)
+            if level == 0.5 or int(usable.sum()) < max(0.9 * int(steps.isfinite().sum()), 1):
+                continue
+            # The future lies within the quantile where the ratio is at most the factor, on either side.
+            share = level if side > 0 else 1 - level
+            found = ratio[..., i][usable].double()
+            place = min(math.ceil(share * (len(found) + 1)), len(found))
+            self.spread[i] *= found.kthvalue(place).values.clamp_min(0.0).float()
 
     def known(self, meta: Sequence[Mapping[str, Any]]) -> Out:
         """What the parts must know of each sequence beside its tokens, from its meta: see `forecast_parts`."""
@@ -172,7 +202,7 @@ class ForecastHead(Head):
         pinball = (torch.maximum(levels * gap, (levels - 1) * gap).mean(-1) * weight.sqrt() * known).sum() / total
         return {"loss": squared + pinball, "mse": squared.detach(), "pinball": pinball.detach()}
 
-    def merge(self, out: Out, owner: Int[Tensor, " b"]) -> Out:
+    def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Stacks the variates of each sample: (b, …) -> (s, c, …), padded to the largest c."""
         counts = torch.bincount(owner).tolist()
         return {name: nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True) for name, x in out.items()}

@@ -174,6 +174,7 @@ def test_detection(quick, tmp_path, monkeypatch):
     assert set(result.metrics) == {"map", "map50", "map75"}
     assert set(thresholds) == {0.01} and bundle.head.threshold == 0.3  # faint boxes count, but are not answered
     assert bundle(tmp_path / "data" / "images" / "0.png")[0].size == (64, 96)
+    assert bundle.head.config.fine == bundle.tokenizer.fine_channels == (192, 48)  # pixels inside the patches
 
 
 def test_threshold_comes_back_after_a_failure(build, monkeypatch):

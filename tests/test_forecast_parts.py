@@ -107,7 +107,7 @@ def answers(head: ForecastHead, frames: list[np.ndarray]) -> list:
             tokens = front(batch)
             out = head(Features(tokens, {0: Tokens(tokens.x, tokens.mask, tokens.pos)}))
         owner = torch.zeros(len(parts), dtype=torch.int64)
-        results += head.decode(head.merge(out, owner), head.merge_meta(batch["meta"], owner))
+        results += head.decode(head.merge(out, owner, batch["meta"]), head.merge_meta(batch["meta"], owner))
     return results
 
 
@@ -163,3 +163,29 @@ def test_own_correction_is_of_known_variates_alone() -> None:
     assert (added[1] == 0).all() and added[0].abs().max() > 0
     expected = torch.cat([own.basis(x), place], 1)[0] @ own.weight[1]
     torch.testing.assert_close(added[0], expected)
+
+
+def test_calibrated_bands_cover_what_they_say() -> None:
+    """Bands that are too narrow on one side and too wide on the other, of windows of any size."""
+    head, random = ForecastHead(ForecastConfig(horizon=HORIZON, tokens=4), 48), torch.Generator().manual_seed(0)
+    levels = torch.tensor(head.config.quantiles)
+    wide = torch.where(levels < 0.5, 0.5, 3.0) * torch.distributions.Normal(0.0, 1.0).icdf(levels)
+
+    def futures(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean = torch.randn(count, HORIZON, generator=random)
+        size = torch.rand(count, 1, generator=random) + 0.5
+        steps = mean + size * torch.randn(count, HORIZON, generator=random)
+        return steps, mean, mean.unsqueeze(-1) + size.unsqueeze(-1) * wide
+
+    steps, mean, quantiles = futures(2000)
+    steps[::7, 3:] = float("nan")
+    head.calibrate(steps, mean, quantiles)
+    torch.testing.assert_close(head.spread, torch.tensor([2.0, 2.0, 1.0, 1 / 3, 1 / 3]), atol=0.15, rtol=0.05)
+    steps, mean, quantiles = futures(2000)
+    _, answered = head.answer({"mean": mean, "quantiles": quantiles}, {})
+    assert (answered.diff(dim=-1) >= 0).all()
+    covered = (steps.unsqueeze(-1) <= answered).float().mean((0, 1))
+    torch.testing.assert_close(covered, levels, atol=0.015, rtol=0)
+    before = head.spread.clone()
+    head.calibrate(steps, mean, answered)  # what is true already stays
+    torch.testing.assert_close(head.spread, before, atol=0.1, rtol=0.1)

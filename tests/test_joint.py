@@ -9,7 +9,8 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training import fit as fitting
 from polysense.training import joint
-from polysense.training.joint import Best, Recipe, batches, make_optimiser, train_step
+from polysense.training.joint import Average, Best, Recipe, batches, make_optimiser, train_step
+from polysense.training.progress import Progress
 from polysense.training.sources import open_sources
 
 PATCHES = {"form": "patch", "size": 64}  # learns colours from random weights, fast
@@ -30,6 +31,48 @@ def test_what_learns(train, image_folders, encoder):
     still = {name.split(".")[0] for name in parameters if torch.equal(parameters[name], before[name])}
     assert changed == ({"tokenizer", "head"} if train == "tokenizer+head" else {"head"})
     assert still == ({"encoder"} if train == "tokenizer+head" else {"encoder", "tokenizer"})
+
+
+def test_average_stands_in_for_the_weights_and_leaves_them():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    average, wanted = Average([weight], 0.5), torch.zeros(2)
+    for step in range(1, 12):
+        with torch.no_grad():
+            weight += 1.0
+        average.update()
+        decay = min(0.5, step / (step + 9))
+        wanted = decay * wanted + (1 - decay) * step
+        with average:
+            torch.testing.assert_close(weight.detach(), wanted)
+        assert weight.tolist() == [step, step]
+    without = Average([weight], 0.0)
+    without.update()
+    with without:
+        assert weight.tolist() == [11, 11]
+
+
+def test_what_is_kept_are_the_averaged_weights(image_folders, encoder):
+    """The state that training leaves scores as it was reported, and is not the last one of the optimiser."""
+    sources = open_sources(TASKS["image-classification"], image_folders)
+    pipeline = Pipeline.build("image-classification", encoder=encoder, tokenizer=PATCHES, head=sources.head_options())
+    examples, last = sources.examples(pipeline.tokenizer, ""), {}
+
+    class Watching(Progress):
+        def epoch(self, *told):
+            last.update(weight=pipeline.head.classify[-1].weight.detach().clone())
+
+    recipe = Recipe(epochs=1, batch_size=8, average=0.9)
+    joint.train_together(pipeline, examples, examples, recipe, Watching(False))
+    kept = pipeline.head.classify[-1].weight
+    assert kept.isfinite().all() and not torch.equal(kept, last["weight"])
+
+
+def test_dense_tasks_have_a_recipe_of_their_own():
+    dense = fitting.recipe_for(TASKS["object-detection"], lr=1e-3, settled_lr=None, augment=None, batch_size=None)
+    assert (dense.batch_size, dense.settled_lr, dense.augment, dense.average) == (8, 0.0, True, 0.99)
+    asked = fitting.recipe_for(TASKS["image-segmentation"], settled_lr=0.1, augment=False, batch_size=2)
+    assert (asked.batch_size, asked.settled_lr, asked.augment) == (2, 0.1, False)
+    assert fitting.recipe_for(TASKS["image-classification"]) == Recipe()
 
 
 def test_embedded_tensors_learn_more_slowly():

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from polysense.tasks import TASKS
+from polysense.training import probe_forecast as probing
 from polysense.training.evaluate import measure
 from polysense.training.probe_forecast import probe_forecast
 from polysense.training.ridge import from_moments, from_rows, refit
@@ -90,3 +92,17 @@ def test_mixture_learns_which_methods_suit(tmp_path):
     assert after["pinball"] < before["pinball"] and after["mae"] < before["mae"]
     assert pipeline.head.mixture.say.weight.abs().max() > 0  # tokens take part
     assert 0.6 < after["coverage"] < 0.95
+
+
+def test_wide_inputs_are_solved_for_on_their_axes(tmp_path, monkeypatch):
+    """With as many axes as the inputs have directions the regression is the same."""
+    sources = open_sources(TASKS["forecasting"], opposite_file(tmp_path / "x.csv"), horizon=4, context=16)
+    solved = []
+    for most in (probing.MOST_INPUTS, 8):
+        monkeypatch.setattr(probing, "MOST_INPUTS", most)
+        pipeline = pipeline_for(sources, own=0)
+        train, val, test = (sources.examples(pipeline.tokenizer, part) for part in ("train", "val", "test"))
+        probe_forecast(pipeline, train, val, 64)
+        solved.append((measure(pipeline, test)["mse"], pipeline.head.linear.weight.detach().norm()))
+    assert solved[0][0] == pytest.approx(solved[1][0], rel=0.02)
+    assert solved[1][1].item() > 0

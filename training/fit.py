@@ -20,18 +20,20 @@ from polysense.heads.classify import ClassificationHead
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline
 from polysense.saving import check_place
-from polysense.tasks import TASKS
+from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
 from polysense.training.probe import Probed, can_probe, pooled_features, probe, solve_again
-from polysense.training.probe_forecast import probe_forecast
+from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
 
 BATCH = {"tabular": 256, "time_series": 32, "video": 8}  # examples a step where none is asked for; 32 elsewhere
+# Answers for pixels: large inputs, few examples, and a head with much to learn behind a front part that knows enough.
+DENSE: dict[str, Any] = {"batch_size": 8, "settled_lr": 0.0, "augment": True, "average": 0.99}
 EPOCHS = {"tabular": 0}  # of joint training where none are asked for: trees and a solved head gain nothing by it
 USUAL_EPOCHS = 20  # elsewhere
 MAX_VALIDATION = 2000  # examples that early stopping looks at; the final figure uses all
@@ -63,11 +65,11 @@ def fit(
     max_minutes: float | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
-    settled_lr: float = 0.1,
+    settled_lr: float | None = None,
     seed: int = 0,
     val_share: float = 0.15,
     patience: int = 4,
-    augment: bool = False,
+    augment: bool | None = None,
     train: str = "tokenizer+head",
     tokenizer_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
@@ -88,11 +90,12 @@ def fit(
         max_minutes: Of joint training at most.
         batch_size: Examples a step; by default one that suits the modality.
         lr: Learning rate.
-        settled_lr: Factor of it for weights that are pretrained or solved for; 0 keeps them as they are.
+        settled_lr: Factor of it for weights that are pretrained or solved for; 0 keeps them as they are. By default 0
+            for segmentation of images and detection, 0.1 elsewhere.
         seed: Of splits, weights, order and augmentation.
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
-        augment: Vary the inputs at random while learning.
+        augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
         train: "tokenizer+head" or "head".
         tokenizer_options, head_options: Fields of their configurations.
         device: Where to compute.
@@ -122,9 +125,9 @@ def fit(
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if epochs is None:
         epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
-    recipe = Recipe(epochs, max_minutes, batch_size or BATCH.get(what.modality, 32), lr, settled_lr, patience=patience,
-                    train=train, augment=augment, seed=seed)  # fmt: skip
-    learning = sources.examples(pipeline.tokenizer, "train", augment)
+    recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
+                        settled_lr=settled_lr, patience=patience, train=train, augment=augment, seed=seed)  # fmt: skip
+    learning = sources.examples(pipeline.tokenizer, "train", recipe.augment)
     validation = sources.examples(pipeline.tokenizer, "val")
     if not len(learning):
         raise InputError(data, "its training part is empty", "give examples to learn from")
@@ -138,6 +141,14 @@ def fit(
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path)
+
+
+def recipe_for(task: Task, **options: Any) -> Recipe:
+    """What suits the task, but for options that are not None."""
+    usual: dict[str, Any] = {"batch_size": BATCH.get(task.modality, 32)}
+    if task.modality == "image" and task.kind in ("segmentation", "detection"):
+        usual |= DENSE
+    return Recipe(**(usual | {name: value for name, value in options.items() if value is not None}))
 
 
 def build_for(
@@ -208,8 +219,10 @@ def _train_pipeline(
 
 
 def calibrate(pipeline: Pipeline, validation: Examples, batch_size: int) -> None:
-    """Sets the temperature of a classification head on validation data."""
+    """Makes confidence true, by validation data: a classifier's temperature, the width of a forecast's bands."""
     head = pipeline.head
+    if isinstance(head, ForecastHead):
+        head.calibrate(*forecast_answers(pipeline, Subset.even(validation, MAX_VALIDATION), batch_size))
     if isinstance(head, ClassificationHead):
         pooled, target = pooled_features(pipeline, validation, batch_size)
         with torch.inference_mode():

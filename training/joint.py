@@ -34,6 +34,7 @@ class Recipe:
     least_steps: int = 10  # and at least: tiny data sets are passed over several times
     train: str = "tokenizer+head"  # or "head"
     augment: bool = False
+    average: float = 0.0  # decay, a step, of a moving average of the weights, which is what is measured and kept
     seed: int = 0
 
 
@@ -48,6 +49,7 @@ def train_together(
     best = Best(pipeline, measure(pipeline, watched, recipe.batch_size))
     progress.epoch(0, recipe.epochs, best.metrics, None)
     optimiser = make_optimiser(pipeline, recipe)
+    average = Average([p for group in optimiser.param_groups for p in group["params"]], recipe.average)
     rng = np.random.default_rng(recipe.seed)
     steps = int(np.clip(math.ceil(len(learning) / recipe.batch_size), recipe.least_steps, recipe.most_steps))
     started, epoch = clock.perf_counter(), 0
@@ -59,9 +61,11 @@ def train_together(
         for step, batch in enumerate(batches(pipeline, learning, recipe, rng, steps)):
             set_lr(optimiser, (epoch * steps + step) / (recipe.epochs * steps))
             losses.append(train_step(pipeline, batch, optimiser))
+            average.update()
             progress.step(epoch, step, steps, losses[-1])
         epoch += 1
-        best.offer(measure(pipeline, watched, recipe.batch_size))
+        with average:
+            best.offer(measure(pipeline, watched, recipe.batch_size))
         progress.epoch(epoch, recipe.epochs, best.latest, float(np.mean(losses)))
     best.restore()
     return epoch, best.first
@@ -114,6 +118,37 @@ def set_lr(optimiser: torch.optim.Optimizer, share: float) -> None:
     factor = share / 0.05 if share < 0.05 else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * max(factor, 0.01)
+
+
+class Average:
+    """A moving average of weights (Polyak & Juditsky 1992), which stands in their place inside a `with`.
+
+    Early on it forgets faster, so that it does not drag the first weights along.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], decay: float) -> None:
+        self.weights, self.decay, self.steps = weights if decay else [], decay, 0
+        self.mean = [weight.detach().clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        for mean, weight in zip(self.mean, self.weights, strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *fault: object) -> None:
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for i, weight in enumerate(self.weights):
+            kept = weight.clone()
+            weight.copy_(self.mean[i])
+            self.mean[i] = kept
 
 
 class Best:

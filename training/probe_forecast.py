@@ -5,20 +5,24 @@ Shape legend: b sequences, n sequences of all windows, f flattened input, h step
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from polysense.core.types import Features
+from polysense.heads.base import Out
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
 from polysense.training.examples import Examples, Subset
 from polysense.training.probe_mixture import probe_mixture
 from polysense.training.probe_own import probe_own
-from polysense.training.ridge import STRENGTHS, from_moments, from_rows
+from polysense.training.ridge import STRENGTHS, from_moments
 
 MOST_WINDOWS = 20_000  # windows that the regression reads
-MOST_INPUTS = 8192  # widest input whose moments (f x f doubles) are kept; wider ones are solved row by row
+MOST_TOKENS = 800_000  # and their tokens: neighbouring long windows say nearly the same
+MOST_INPUTS = 8192  # widest input that is solved for as it is; of wider ones their principal axes are
+AXES = 1024  # of a wide input: overlapping tokens of a long window say much the same several times
 MOST_NUMBERS = 100_000_000  # inputs of all rows that are held in memory at a time
 
 
@@ -35,15 +39,17 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     inputs = head.linear.in_features
     fitting = max(MOST_NUMBERS // (inputs * len(train.whole(0)[0])), 64)  # windows that memory holds
     checks = list(_rows(pipeline, Subset.even(val, min(1000, fitting)), batch_size))
-    if inputs <= MOST_INPUTS:
-        solutions = from_moments(*_moments(pipeline, Subset.even(train, MOST_WINDOWS), batch_size))
-    else:
-        solutions = from_rows(*zip(*_rows(pipeline, Subset.even(train, min(MOST_WINDOWS, fitting)), batch_size)))
+    most = max(min(MOST_WINDOWS, MOST_TOKENS // (head.config.tokens * len(train.whole(0)[0]))), 64)
+    axes = None
+    if inputs > MOST_INPUTS:
+        axes = _axes(_rows(pipeline, Subset.even(train, min(AXES, fitting)), batch_size))
+    moments = _moments(pipeline, Subset.even(train, most), batch_size, axes)
+    solutions = (one.float() if axes is None else axes @ one.float() for one in from_moments(*moments))
     best, kept, chosen = float("inf"), None, 0.0
     for strength, solution in zip(STRENGTHS, solutions, strict=True):
-        error = sum(float((((x @ solution.float()) - y).square() * w).sum()) for x, y, w in checks)
+        error = sum(float(((x @ solution - y).square() * w).sum()) for x, y, w in checks)
         if error < best:
-            best, kept, chosen = error, solution.float(), strength
+            best, kept, chosen = error, solution, strength
     assert kept is not None
     head.linear.weight.copy_(kept[:-1].T)
     head.linear.bias.copy_(kept[-1])
@@ -56,31 +62,60 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
         probe_own(pipeline, train, val, batch_size, chosen)
 
 
-def _rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs with a one appended (b, f + 1), targets (b, h), weights (b, h), zero where the future is unknown."""
-    pipeline.eval()
+@torch.inference_mode()
+def forecast_answers(pipeline: Pipeline, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """True steps (n, h), NaN where unknown, their mean (n, h) and quantiles (n, h, q), of every sequence, in units of
+    its window."""
     head = pipeline.head
     assert isinstance(head, ForecastHead)
+    parts = []
+    for features, target in _windows(pipeline, examples, batch_size):
+        parts.append((target["steps"][:, : head.config.horizon], *head.answer(head(features), target)))
+    steps, mean, quantiles = (torch.cat(part) for part in zip(*parts, strict=True))
+    return steps, mean, quantiles
+
+
+def _windows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Features, Out]]:
+    """What the encoder gives for every variate of every window, and the head's targets."""
+    pipeline.eval()
     for start in range(0, len(examples), batch_size):
         pairs = []
         for i in range(start, min(start + batch_size, len(examples))):
             samples, target = examples.whole(i)
             pairs += [(sample, target[:, c]) for c, sample in enumerate(samples)]
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
-        target = to_device(head.targets([values for _, values in pairs], batch["meta"]), pipeline.device)
-        x = head.flatten(pipeline.features(batch))
+        targets = pipeline.head.targets([values for _, values in pairs], batch["meta"])
+        yield pipeline.features(batch), to_device(targets, pipeline.device)
+
+
+def _rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Inputs with a one appended (b, f + 1), targets (b, h), weights (b, h), zero where the future is unknown."""
+    head = pipeline.head
+    assert isinstance(head, ForecastHead)
+    for features, target in _windows(pipeline, examples, batch_size):
+        x = head.flatten(features)
         y = target["steps"][:, : head.config.horizon]
         weight = target["weight"][:, None] * y.isfinite()
         yield torch.cat([x, x.new_ones(len(x), 1)], 1), y.nan_to_num(0.0), weight
 
 
-def _moments(pipeline: Pipeline, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Weighted XᵀX (f + 1, f + 1) and XᵀY (f + 1, h), in double precision.
+def _axes(rows: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The inputs' principal axes (f + 1, a + 1), by weighted rows; the one at the end stays by itself."""
+    scaled = torch.cat([x[:, :-1] * weight.mean(1, keepdim=True).sqrt() for x, _, weight in rows])
+    _, _, found = torch.pca_lowrank(scaled, q=min(AXES, *scaled.shape), center=False)
+    axes = found.new_zeros(found.shape[0] + 1, found.shape[1] + 1)
+    axes[:-1, :-1], axes[-1, -1] = found, 1.0
+    return axes
+
+
+def _moments(pipeline: Pipeline, examples: Examples, batch_size: int, axes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weighted XᵀX (f + 1, f + 1) and XᵀY (f + 1, h), in double precision; of the inputs on `axes`, where given.
 
     One weight a row (its steps' mean): a future with gaps counts by its share, its gaps as "the level goes on".
     """
     gram = cross = torch.zeros((), dtype=torch.float64, device=pipeline.device)
     for x, y, weight in _rows(pipeline, examples, batch_size):
+        x = x if axes is None else x @ axes
         scaled = x * weight.mean(1, keepdim=True)
         gram = gram + (scaled.T @ x).double()
         cross = cross + (scaled.T @ y).double()
