@@ -221,6 +221,32 @@ def evaluate(
 
 
 @app.command()
+def backtest(
+    bundle: Annotated[str, typer.Argument(help="any-series, or the folder of a bundle for forecasting.")],
+    file: Annotated[Path, typer.Argument(help="A file of series.")],
+    time: Annotated[str | None, typer.Option(help="Column that holds the time (default: found).")] = None,
+    target: Annotated[str | None, typer.Option(help="Variates to forecast, a,b (default: all).")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast (default: all the bundle can).")] = None,
+    origins: Annotated[int, typer.Option(min=1, help="Moments to forecast from, at most.")] = 10,
+    step: Annotated[int | None, typer.Option(min=1, help="Rows between them (default: the horizon).")] = None,
+    season: Annotated[int | None, typer.Option(min=1, help="Steps of a season (default: found).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="All forecast values: .csv or .parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture: .png.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measures how good forecasts of a file of series would have been."""
+    from polysense.apps.backtest import backtest as run
+
+    run(bundle, file, time=time, target=target, horizon=horizon, origins=origins, step=step, season=season, out=out,
+        plot=plot, json_file=json_file, batch_size=batch_size, device=device, threads=threads,
+        progress=not quiet)  # fmt: skip
+
+
+@app.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A TOML file; docs/pretrain_your_own.md explains it.")],
     out: Annotated[

@@ -65,10 +65,17 @@ def own_cells(
         if other is about:
             before = False
             continue
+        if not _overlap(about, other):
+            continue
         (row, col) = other["place"]
         theirs = _margin(at - at.new_tensor([col, row]), other)
         kept &= (mine > theirs) if before else (mine >= theirs)
     return kept
+
+
+def _overlap(about: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(abs(a - b) < max(sizes) for a, b, *sizes in zip(about["place"], other["place"], sample_grid(about),
+                                                               sample_grid(other), strict=True))  # fmt: skip
 
 
 def _margin(centers: Float[Tensor, "p 2"], about: Mapping[str, Any]) -> Float[Tensor, " p"]:
