@@ -165,7 +165,7 @@ ROWS: dict[str, Row] = {
         {"epochs": 20, "patience": 20, "tokenizer_options": {"size": 416}}, ("map50",), reach=0.75),
     "hit_uav": Row(
         "object-detection", sets.hit_uav, "HIT-UAV infrared, 120 train, 40 test images, 4 classes, mAP50",
-        {"epochs": 15, "patience": 15, "batch_size": 4, "tokenizer_options": {"size": 640},
+        {"epochs": 12, "patience": 12, "batch_size": 4, "tokenizer_options": {"size": 640},
          "head_options": {"channels": 96}},
         ("map50",), {"YOLOv4, full set": 0.848}, 0.70),
     "camvid": Row(
