@@ -38,6 +38,12 @@ class Engine(StrEnum):
     onnx_int8 = "onnx-int8"
 
 
+class Answer(StrEnum):
+    semantic = "semantic"
+    instance = "instance"
+    panoptic = "panoptic"
+
+
 class Space(StrEnum):
     encoder = "encoder"
     meaning = "meaning"
@@ -89,6 +95,9 @@ def predict(
     engine: EngineName = Engine.torch,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
+    answer: Annotated[
+        Answer | None, typer.Option(help="What a bundle for segments answers: classes, objects or both.")
+    ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
     labels: Annotated[
         str | None, typer.Option(help='zero-shot: classes, "dog, cat | kitten, bird", or a .txt with one a line.')
@@ -116,7 +125,8 @@ def predict(
 
         words = Words(labels, modality, template, none, examples)
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words)  # fmt: skip
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
+               answer=None if answer is None else answer.value)  # fmt: skip
     raise typer.Exit(code)
 
 

@@ -29,9 +29,10 @@ from polysense.apps.panels import (
     split,
     split_row,
 )
-from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Series, Values
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Segments, Series, Values
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
 SIZE = (10.0, 5.6)  # inches at 100 dots each
@@ -76,6 +77,8 @@ def draw(prediction: Prediction, source: Any, path: str | Path, modality: str | 
         _boxes(body, prediction, source)
     elif isinstance(prediction, Mask):
         _mask(body, prediction, source)
+    elif isinstance(prediction, Segments):
+        _segments(body, prediction, source)
     else:
         left, right = split(body, 1, 2, width_ratios=(1.75, 1))
         show_source(left, source, modality or guess_modality(source))
@@ -172,21 +175,42 @@ def _mask(figure: SubFigure, prediction: Mask, source: Any) -> None:
     if prediction.index.ndim == 1:
         show_cloud(left, source, rank[prediction.index])
     else:
-        from polysense.data.image import read_image
-
-        h, w = prediction.index.shape
-        picture = read_image(source, target=1000)
-        step = max(1, round(h / picture.height))  # the reader may have decoded a smaller picture
-        index = rank[prediction.index[::step, ::step]]
-        paint = class_colours(index)
-        border = np.zeros(index.shape, bool)
-        border[:, 1:] |= index[:, 1:] != index[:, :-1]
-        border[1:] |= index[1:] != index[:-1]
-        paint[border] = 1.0
-        axes = bare(left.subplots())
-        axes.imshow(np.asarray(picture.convert("L").convert("RGB")), extent=(0, w, h, 0))
-        axes.imshow(np.dstack([paint, np.where(border, 0.9, 0.5)]), extent=(0, w, h, 0), interpolation="nearest")
+        _overlay(left, source, rank[prediction.index], prediction.index)
     _legend(right, order, [f"{share:.0%}" if share >= 0.01 else "<1%" for share in shares.values()])
+
+
+def _segments(figure: SubFigure, prediction: Segments, source: Any) -> None:
+    order = _by_frequency(prediction.labels)
+    left, right = split(figure, 1, 2, width_ratios=(3.6, 1))
+    colour = np.array([*(order.index(label) for label in prediction.labels), -1])  # -1: no segment, no paint
+    axes = _overlay(left, source, colour[prediction.index], prediction.index)
+    boxes = prediction.boxes()
+    for (x1, y1, x2, y2), label, area in zip(boxes, prediction.labels, prediction.areas()):
+        if area >= 0.01 * prediction.index.size:  # smaller ones have no room for a name
+            axes.text((x1 + x2) / 2, (y1 + y2) / 2, _short(str(label), 18), fontsize=9, color="white", ha="center",
+                      va="center", bbox={"facecolor": INK, "edgecolor": "none", "pad": 1.5, "alpha": 0.7},
+                      clip_on=True)  # fmt: skip
+    _legend(right, order, [f"{list(prediction.labels).count(label)}" for label in order])
+
+
+def _overlay(figure: SubFigure, source: Any, colour: np.ndarray, parts: np.ndarray) -> Axes:
+    """The picture in grey under the colours' numbers (-1: none), with a white line where `parts` differ."""
+    from polysense.data.image import read_image
+
+    h, w = parts.shape
+    picture = read_image(source, target=1000)
+    step = max(1, round(h / picture.height))  # the reader may have decoded a smaller picture
+    colour, parts = colour[::step, ::step], parts[::step, ::step]
+    border = np.zeros(parts.shape, bool)
+    border[:, 1:] |= parts[:, 1:] != parts[:, :-1]
+    border[1:] |= parts[1:] != parts[:-1]
+    paint = class_colours(colour.clip(0))
+    paint[border] = 1.0
+    axes = bare(figure.subplots())
+    axes.imshow(np.asarray(picture.convert("L").convert("RGB")), extent=(0, w, h, 0))
+    opacity = np.where(border, 0.9, np.where(colour < 0, 0.0, 0.5))
+    axes.imshow(np.dstack([paint, opacity]), extent=(0, w, h, 0), interpolation="nearest")
+    return axes
 
 
 def _legend(figure: SubFigure, names: Sequence[str], values: Sequence[str]) -> None:

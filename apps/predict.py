@@ -33,6 +33,7 @@ def predict(
     top_k: int | None = None,
     pictures: Path | None = None,
     words: Words | None = None,
+    answer: str | None = None,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
@@ -48,6 +49,7 @@ def predict(
         top_k: Keep only the most probable classes.
         pictures: Folder for a picture of every answer.
         words: What "zero-shot" names inputs by.
+        answer: What a bundle for segments is asked for: "semantic", "instance" or "panoptic".
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
@@ -55,6 +57,8 @@ def predict(
     from polysense.data.writers import open_writer
 
     pipelines, groups = _open(model, inputs, choose_device(device, threads, engine), engine, words)
+    if answer is not None:
+        ask(pipelines.values(), answer, model)
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []
         if out is not None:
@@ -85,6 +89,17 @@ def _open(
     check_model(model)
     pipeline = polysense.load(model, device=device, engine=engine)
     return {pipeline.modality: pipeline}, {pipeline.modality: expand(inputs, endings(pipeline.modality))}
+
+
+def ask(pipelines: Iterable[polysense.Pipeline], answer: str, model: str) -> None:
+    """Asks heads that answer in several ways for one of them."""
+    from polysense.heads.queries import QueryHead
+
+    for pipeline in pipelines:
+        if not isinstance(pipeline.head, QueryHead):
+            fix = "use --answer with a bundle for panoptic-segmentation or instance-segmentation"
+            raise InputError(model, f"it has no {answer} answer", fix)
+        pipeline.head.answer = answer
 
 
 def consume(

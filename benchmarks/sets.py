@@ -202,6 +202,19 @@ def hit_uav(data: Path, work: Path) -> list[Run]:
     return [Run(view, view)]
 
 
+def coco_segments(data: Path, work: Path) -> list[Run]:
+    """Outlines of objects and masks of all classes; the official val images measure."""
+    root, view = data / "detection/coco_subset", work / "coco_segments"
+    for part, official in (("train", "train2017"), ("test", "val2017")):
+        for inner in ("images", "instance_segmentation/labels", "semantic_segmentation/masks"):
+            link(root / inner / official, view / inner / part)
+    for kind in ("instance_segmentation", "semantic_segmentation"):
+        told = (root / kind / "config.yaml").read_text().replace("val:", "test:")
+        told = told.replace("train2017", "train").replace("val2017", "test")
+        (view / kind / "config.yaml").write_text(told)
+    return [Run(view, view)]
+
+
 def cut(file: Path, view: Path, measures: Callable[[int], np.ndarray]) -> tuple[Path, Path]:
     """Cuts a table without a header in two files; `measures` says of each of n rows whether it is one that measures."""
     rows = [row for row in file.read_text().splitlines() if row.strip()]

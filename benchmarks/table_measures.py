@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from sets import Run, read_m4
 
 from polysense.core.types import Sample
+from polysense.data.masks import IGNORE
+from polysense.data.segments import SegmentSource, SegmentTarget, read_segments
 from polysense.data.time_series import SeriesFrame
 from polysense.heads.forecast import ForecastConfig
+from polysense.heads.queries import QueryHead
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training.evaluate import measure
-from polysense.training.metrics import score
+from polysense.training.metrics import make_metric, score
 from polysense.training.sources import open_sources
 
 Options = Mapping[str, Any]
@@ -44,6 +47,35 @@ def m4_series(pipeline: Pipeline, run: Run, options: Options) -> dict[str, float
     futures = [future[:, None] for _, _, future in series]
     found = score("forecasting", pipeline(frames, batch_size=64), futures)
     return {**found, "steps": min(len(futures[0]), pipeline.head.config.horizon)}
+
+
+def three_answers(pipeline: Pipeline, run: Run, options: Options) -> dict[str, float]:
+    """Panoptic quality, average precision of masks and mIoU of one head, asked for each by its task token."""
+    head = pipeline.head
+    assert isinstance(head, QueryHead)
+    sources = open_sources(TASKS["panoptic-segmentation"], run.test)
+    examples = sources.examples(pipeline.tokenizer, "test")
+    found = measure(pipeline, examples)
+    task = pipeline.task
+    try:
+        head.answer, pipeline.task = "instance", TASKS["instance-segmentation"]
+        found |= {f"instance_{name}": value for name, value in measure(pipeline, examples).items()}
+        head.answer = "semantic"
+        metric = make_metric("segmentation", head.config.classes)
+        for i in range(len(examples)):
+            samples, target = examples.whole(i)
+            metric.update(pipeline.predict_sequences([samples])[0], class_index(target, head.config.classes))
+        found["miou"] = metric.compute()["miou"]
+    finally:
+        head.answer, pipeline.task = head.config.answer, task
+    return found
+
+
+def class_index(target: SegmentTarget | SegmentSource, classes: Sequence[str]) -> np.ndarray:
+    """The class at each pixel, 255 where there is none."""
+    segments = read_segments(target)
+    numbers = np.array([*(classes.index(name) for name in segments.labels), IGNORE, IGNORE])
+    return numbers[segments.index]
 
 
 def images_per_second(pipeline: Pipeline, run: Run, options: Options) -> dict[str, float]:

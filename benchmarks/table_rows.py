@@ -13,7 +13,7 @@ from typing import Any
 import sets
 from sets import Run, Runs, plain
 from table_baselines import gradient_boosting, naive, repeat_last
-from table_measures import images_per_second, m4_series, unfitted_windows
+from table_measures import images_per_second, m4_series, three_answers, unfitted_windows
 
 from polysense.pipeline import Pipeline
 
@@ -168,6 +168,9 @@ ROWS: dict[str, Row] = {
         {"epochs": 12, "patience": 12, "batch_size": 4, "tokenizer_options": {"size": 640},
          "head_options": {"channels": 96}},
         ("map50",), {"YOLOv4, full set": 0.848}, 0.70),
+    "coco_panoptic": Row(
+        "panoptic-segmentation", sets.coco_segments, "COCO part, 100 train, 30 val images, 133 classes, PQ",
+        {"epochs": 30, "patience": 30}, ("pq",), measure=three_answers),
     "camvid": Row(
         "image-segmentation", plain("segmentation/camvid"), "CamVid, 200 train, 60 test, 11 classes, mIoU",
         {"epochs": 15, "patience": 15, "ignore": 11, "tokenizer_options": {"size": 416}}, ("miou",),

@@ -85,6 +85,48 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Segments:
+    """Objects and regions of an image, most confident first, each with its own pixels of the original."""
+
+    index: np.ndarray  # (h, w) int32: number of the segment at each pixel, -1 where there is none
+    labels: Sequence[str]  # k names
+    scores: np.ndarray  # (k,) float32
+    source: str = "<memory>"
+
+    @property
+    def confidence(self) -> float:
+        return float(self.scores[0]) if len(self.scores) else 0.0
+
+    def areas(self) -> np.ndarray:
+        """Pixels of each segment (k,)."""
+        return np.bincount(self.index[self.index >= 0], minlength=len(self.labels))
+
+    def boxes(self) -> np.ndarray:
+        """The smallest xyxy box around each segment (k, 4) float32; zeros where it has no pixel."""
+        found = np.zeros((len(self.labels), 4), np.float32)
+        for axis in (0, 1):
+            across = [np.unique(line[line >= 0]) for line in (self.index if axis == 0 else self.index.T)]
+            at = np.repeat(np.arange(len(across)), [len(line) for line in across])
+            number = np.concatenate(across) if across else np.zeros(0, int)
+            low, high = np.full(len(found), np.iinfo(np.int64).max), np.zeros(len(found), np.int64)
+            np.minimum.at(low, number, at)
+            np.maximum.at(high, number, at + 1)
+            found[:, 1 - axis], found[:, 3 - axis] = np.where(high > 0, low, 0), high
+        return found
+
+    def answer(self) -> str:
+        counts = {name: list(self.labels).count(name) for name in dict.fromkeys(self.labels)}
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+    def to_record(self) -> dict[str, Any]:
+        rows = zip(self.labels, self.scores.tolist(), self.areas().tolist(), self.boxes().tolist(), strict=True)
+        segments = [{"number": i + 1, "label": label, "score": round(score, 6), "pixels": pixels, "box": box}
+                    for i, (label, score, pixels, box) in enumerate(rows)]  # fmt: skip
+        return {"source": self.source, "answer": self.answer(), "confidence": self.confidence,
+                "segments": segments, "size": list(self.index.shape)}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """A forecast in the user's own units."""
 
@@ -148,4 +190,4 @@ class Embedding:
         return {"source": self.source, "answer": self.answer(), "confidence": None, "embedding": self.vector.tolist()}
 
 
-Prediction = Labels | Boxes | Mask | Series | Values | Embedding
+Prediction = Labels | Boxes | Mask | Segments | Series | Values | Embedding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,8 @@ FIX = "export it again as COCO detection json"
 
 def coco_items(root: Path, faults: Faults) -> list[Item]:
     """Items of a COCO json or of all such files below a folder; crowds are left out."""
-    if root.is_file() and root.suffix.lower() != ".json":
-        return []
-    files = [root] if root.is_file() else [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]
     items = []
-    for file in files:
-        try:
-            content = json.loads(file.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise InputError(file, f"this is no valid JSON ({error})", FIX) from error
-        entries = content if isinstance(content, dict) else {}
+    for file, entries in coco_files(root):
         annotations = entries.get("annotations", entries.get("annotation"))
         if isinstance(entries.get("images"), list) and isinstance(annotations, list):
             # A folder may also hold captions, key points or image info without any box.
@@ -43,6 +35,18 @@ def coco_items(root: Path, faults: Faults) -> list[Item]:
     return items
 
 
+def coco_files(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every json of a folder, or the one, with what it holds; nothing where that is no object."""
+    if root.is_file() and root.suffix.lower() != ".json":
+        return
+    for file in [root] if root.is_file() else [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]:
+        try:
+            content = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise InputError(file, f"this is no valid JSON ({error})", FIX) from error
+        yield file, content if isinstance(content, dict) else {}
+
+
 def _coco_file(file: Path, entries: Mapping[str, Any], annotations: list[Any], faults: Faults) -> list[Item]:
     names = {entry["id"]: str(entry["name"]) for entry in entries.get("categories", ())}
     by_image: dict[Any, list[tuple[Box, str]]] = defaultdict(list)
@@ -52,7 +56,7 @@ def _coco_file(file: Path, entries: Mapping[str, Any], annotations: list[Any], f
             name = names.get(entry["category_id"], f"class_{entry['category_id']}")
             by_image[entry["image_id"]].append((box, name))
     split = split_of(file.stem) or split_of(file.parent.name)
-    find = _Finder(file, split)
+    find = ImageFinder(file, split)
     items = []
     for entry in entries["images"]:
         name = str(entry.get("file_name") or entry.get("filename") or entry["name"])
@@ -80,7 +84,7 @@ def _coco_box(entry: Mapping[str, Any]) -> Box | None:
     return None
 
 
-class _Finder:
+class ImageFinder:
     """Finds an image that a json names, wherever the usual layouts put it."""
 
     def __init__(self, file: Path, split: str) -> None:

@@ -18,17 +18,17 @@ NAME_FILES = ("classes.txt", "obj.names", "names.txt", "_darknet.labels")
 def yolo_items(root: Path, faults: Faults) -> list[Item]:
     """Items of a folder, or of a YAML file in one. An image without a label file is one without objects."""
     base = root if root.is_dir() else root.parent
-    config = _config(root)
-    names = _names(base, config)
+    config = yolo_config(root)
+    names = yolo_names(base, config)
     items, labelled = [], 0
-    for image, label, split in _pairs(base, config):
+    for image, label, split in yolo_pairs(base, config):
         labelled += label is not None
         boxes, labels = _read(label, image, names) if label is not None else ([], [])
         items.append(Item(image, faults.checked(boxes, labels, image_size(image)), split))
     return items if labelled else []
 
 
-def _config(root: Path) -> Mapping[str, Any]:
+def yolo_config(root: Path) -> Mapping[str, Any]:
     """The YAML file that names the classes; empty where there is none."""
     import yaml
 
@@ -43,7 +43,7 @@ def _config(root: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _names(base: Path, config: Mapping[str, Any]) -> dict[int, str]:
+def yolo_names(base: Path, config: Mapping[str, Any]) -> dict[int, str]:
     """Class names by number; empty where nothing names them."""
     names = config.get("names")
     if isinstance(names, dict):
@@ -57,7 +57,7 @@ def _names(base: Path, config: Mapping[str, Any]) -> dict[int, str]:
     return {}
 
 
-def _pairs(base: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, Path | None, str]]:
+def yolo_pairs(base: Path, config: Mapping[str, Any]) -> Iterator[tuple[Path, Path | None, str]]:
     """(image, label file, split)."""
     seen: set[Path] = set()
     for key in ("train", "val", "valid", "test"):
@@ -105,6 +105,19 @@ def _read(file: Path, image: Path, names: Mapping[int, str]) -> tuple[list[Box],
     width, height = image_size(image)
     boxes: list[Box] = []
     labels: list[str] = []
+    for name, values in yolo_shapes(file, names):
+        if len(values) in (4, 5):
+            cx, cy, w, h = values[:4]
+            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        else:
+            box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+        boxes.append((box[0] * width, box[1] * height, box[2] * width, box[3] * height))
+        labels.append(name)
+    return boxes, labels
+
+
+def yolo_shapes(file: Path, names: Mapping[int, str]) -> Iterator[tuple[str, list[float]]]:
+    """(class name, numbers) of each line: 4 or 5 for a box, six or more for a polygon; all shares of the image."""
     for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines()):
         if not line.strip():
             continue
@@ -114,17 +127,10 @@ def _read(file: Path, image: Path, names: Mapping[int, str]) -> tuple[list[Box],
             raise InputError(file, f"line {i + 1} holds something that is no number", "correct the line") from error
         if not all(map(math.isfinite, (number, *values))) or number != int(number):
             raise InputError(file, f"line {i + 1} does not start with a class number", "correct the line")
-        if len(values) in (4, 5):
-            cx, cy, w, h = values[:4]
-            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-        elif len(values) >= 6 and len(values) % 2 == 0:
-            box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-        else:
+        if len(values) not in (4, 5) and (len(values) < 6 or len(values) % 2):
             problem = f"line {i + 1} has {len(values) + 1} numbers, neither a box nor a polygon"
             raise InputError(file, problem, "write class cx cy w h, as shares of the image")
         if names and int(number) not in names:
             problem = f"line {i + 1} names class {int(number)}, which is not among the {len(names)} names"
             raise InputError(file, problem, "complete the names")
-        boxes.append((box[0] * width, box[1] * height, box[2] * width, box[3] * height))
-        labels.append(names.get(int(number), f"class_{int(number)}"))
-    return boxes, labels
+        yield names.get(int(number), f"class_{int(number)}"), values

@@ -22,7 +22,8 @@ class Item:
     Attributes:
         source: What the tokenizer's `read` takes.
         target: A class name (classification), a list of names (multi-label), {name: number} (regression), `BoxTarget`
-            (detection), a path or array of class indices (segmentation), an array (h, c) (forecasting).
+            (detection), a path or array of class indices (segmentation), segments (`data.segments`), an array (h, c)
+            (forecasting).
         split: "train", "val", "test", or "" where the layout does not say.
     """
 
@@ -41,10 +42,12 @@ class BoxTarget:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Items and the class names they use, sorted as the heads number them."""
+    """Items and the class names they use, sorted as the heads number them; `things` are those of objects that can be
+    counted, where there are segments."""
 
     items: list[Item]
     classes: list[str] = field(default_factory=list)
+    things: list[str] = field(default_factory=list)
 
     def part(self, split: str) -> list[Item]:
         return [item for item in self.items if item.split == split]
@@ -56,7 +59,7 @@ class Dataset:
         """
         items = [replace(item, split=item.split or "train") for item in self.items]
         if any(item.split == "val" for item in items):
-            return Dataset(items, self.classes)
+            return replace(self, items=items)
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for i, item in enumerate(items):
             if item.split == "train":
@@ -66,7 +69,7 @@ class Dataset:
             rng.shuffle(members)
             for i in members[: min(round(len(members) * share), len(members) - 1)]:
                 items[i] = replace(items[i], split="val")
-        return Dataset(items, self.classes)
+        return replace(self, items=items)
 
 
 def list_files(folder: Path, endings: Sequence[str]) -> list[Path]:

@@ -17,14 +17,14 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from polysense.core.errors import InputError
-from polysense.core.predictions import Mask, Prediction, Series
+from polysense.core.predictions import Mask, Prediction, Segments, Series
 
 
 class Writer:
     """Base class: a context manager with `write`. Leaving it normally publishes the file, an exception discards it.
 
-    `Mask` answers are too large for a row; their class indices go as PNG files into a folder `<out>.masks` and the row
-    names the file in "mask".
+    `Mask` and `Segments` answers are too large for a row; class indices, or numbers of segments from 1 with 0 for none,
+    go as PNG files into a folder `<out>.masks` and the row names the file in "mask".
 
     Args:
         path: The file to make. Its folder must exist.
@@ -55,7 +55,9 @@ class Writer:
         """Adds one answer."""
         record = prediction.to_record()
         if isinstance(prediction, Mask):
-            record["mask"] = self._write_mask(prediction)
+            record["mask"] = self._write_mask(prediction.index, len(prediction.names), prediction.source)
+        if isinstance(prediction, Segments):
+            record["mask"] = self._write_mask(prediction.index + 1, len(prediction.labels) + 1, prediction.source)
         self.add(prediction, record)
         self.count += 1
 
@@ -89,17 +91,18 @@ class Writer:
             self._new_masks = None
         self._part.replace(self.path)
 
-    def _write_mask(self, prediction: Mask) -> str:
-        """Writes class indices as a PNG, one pixel each (a cloud's points as one row of pixels); returns its name."""
+    def _write_mask(self, index: np.ndarray, count: int, source: str) -> str:
+        """Writes indices below `count` as a PNG, one pixel each (a cloud's points as one row of pixels); returns its
+        name."""
         from PIL import Image
 
         if self._new_masks is None:
             self._new_masks = self.path.with_name(f".{self.path.name}.{os.getpid()}.masks")
             self._new_masks.mkdir()
-        index = np.atleast_2d(prediction.index)
+        index = np.atleast_2d(index)
         # 8 bits hold 256 classes and open everywhere; more need the 16-bit kind.
-        pixels = index.astype(np.uint8 if len(prediction.names) <= 256 else np.uint16)
-        stem = Path(prediction.source).stem or "mask"
+        pixels = index.astype(np.uint8 if count <= 256 else np.uint16)
+        stem = Path(source).stem or "mask"
         name = f"{self.count:06d}-{stem}.png"
         Image.fromarray(pixels).save(self._new_masks / name)
         return f"{self.masks.name}/{name}"

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,6 +51,11 @@ def sample_window(meta: Mapping[str, Any]) -> tuple[float, float, float, float]:
     height, width = meta["size"]
     left, top, right, bottom = meta.get("window", (0.0, 0.0, width, height))
     return float(left), float(top), float(right), float(bottom)
+
+
+def cell_pixels(begin: float, end: float, count: int, size: int) -> Int[np.ndarray, " count"]:
+    """The pixel at the centre of each of `count` cells between `begin` and `end`, of an axis of `size` pixels."""
+    return (begin + (np.arange(count) + 0.5) * (end - begin) / count).astype(int).clip(0, size - 1)
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +21,10 @@ from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
-from polysense.heads.grid import Pyramid, sample_grid, sample_window
+from polysense.heads.grid import Pyramid, cell_pixels, sample_grid, sample_window
 from polysense.heads.tiles import merge_windows, merge_windows_meta, stitch
+from polysense.heads.upsample import inner_size, upsampled_argmax, whole
 
-STRIP = 4_000_000  # numbers that decoding holds at once: 16 MB
 NEVER = -1e4  # logit of a class that is never answered; finite, so that half precision and gradients stay sound
 
 
@@ -89,8 +89,8 @@ class SegmentationHead(Head):
             mask = self._checked(read_mask(label), m)
             left, top, right, bottom = sample_window(m)
             shrink = mask.shape[0] / m["size"][0]  # a mask may be a smaller copy
-            ys = _centres(top * shrink, bottom * shrink, rows * scale, mask.shape[0])
-            xs = _centres(left * shrink, right * shrink, cols * scale, mask.shape[1])
+            ys = cell_pixels(top * shrink, bottom * shrink, rows * scale, mask.shape[0])
+            xs = cell_pixels(left * shrink, right * shrink, cols * scale, mask.shape[1])
             row[: rows * scale, : cols * scale] = torch.from_numpy(mask[ys[:, None], xs].astype(np.int64))
         return {"mask": out}
 
@@ -140,18 +140,9 @@ class SegmentationHead(Head):
             rows, cols = sample_grid(m)
             own = logits[:, : rows * scale, : cols * scale]
             confidence = float(own.softmax(0).amax(0).mean())
-            height, width = m["size"]
-            left, top, right, bottom = (round(side) for side in sample_window(m))
-            index = upsampled_argmax(own, (bottom - top, right - left))
-            # What a cropping tokenizer did not see continues what it saw at the border.
-            index = np.pad(index, ((top, height - bottom), (left, width - right)), mode="edge")
+            index = whole(upsampled_argmax(own, inner_size(m)), m)
             answers.append(Mask(index, self.config.classes, confidence, m.get("source", "<memory>")))
         return answers
-
-
-def _centres(begin: float, end: float, count: int, size: int) -> Int[np.ndarray, " count"]:
-    """The pixel at the centre of each of `count` cells between `begin` and `end`, of an axis of `size` pixels."""
-    return (begin + (np.arange(count) + 0.5) * (end - begin) / count).astype(int).clip(0, size - 1)
 
 
 def dice_loss(logits: Float[Tensor, "b k h w"], mask: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
@@ -162,24 +153,3 @@ def dice_loss(logits: Float[Tensor, "b k h w"], mask: Int[Tensor, "b h w"]) -> F
     both, total = (guess * truth).sum((0, 2, 3)), (guess + truth).sum((0, 2, 3))
     present = truth.sum((0, 2, 3)) > 0
     return ((1 - 2 * both / total.clamp(min=1e-6)) * present).sum() / present.sum().clamp(min=1)
-
-
-def upsampled_argmax(logits: Float[Tensor, "k h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """Class of each pixel after bilinear upsampling, in strips of rows.
-
-    The same as `F.interpolate(..., mode="bilinear", align_corners=False).argmax(0)`, but twenty classes of a 12
-    megapixel original would take 1 GB that way. Uses that the interpolation is separable: columns first, on few rows.
-    """
-    height, width = size
-    k, h, _ = logits.shape
-    wide = F.interpolate(logits[None], (h, width), mode="bilinear", align_corners=False)[0]  # (k, h, W)
-    y = ((torch.arange(height, device=logits.device) + 0.5) * h / height - 0.5).clamp(0, h - 1)
-    above = y.long()
-    below, share = (above + 1).clamp(max=h - 1), (y - above)[:, None]
-    index = np.empty((height, width), np.uint8 if k <= 256 else np.int32)
-    step = max(STRIP // (k * width), 1)
-    for start in range(0, height, step):
-        rows = slice(start, start + step)
-        strip = torch.lerp(wide[:, above[rows]], wide[:, below[rows]], share[rows])
-        index[rows] = strip.argmax(0).cpu().numpy()
-    return index

@@ -18,7 +18,7 @@ class Task:
         modality: Name of the tokenizer ("image").
         head: Name of the head ("classification").
         kind: How predictions are scored: classification, multilabel, regression, segmentation, detection,
-            forecasting, embedding, or meaning (an embedding in the space of words).
+            panoptic, instances, forecasting, embedding, or meaning (an embedding in the space of words).
         metric: The metric that early stopping watches and tables show ("accuracy").
         larger_is_better: Direction of the metric.
         tokenizer: Options of the tokenizer that suit the task better than its usual ones.
@@ -70,5 +70,7 @@ for _modality in ("image", "video", "audio", "point_cloud", "text"):
     _add(f"{_prefix}-naming", _modality, "naming", "classification", "accuracy")
 _add("image-segmentation", "image", "segmentation", "segmentation", "miou", tokenizer=DENSE)
 _add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
+_add("panoptic-segmentation", "image", "queries", "panoptic", "pq", tokenizer=DENSE)
+_add("instance-segmentation", "image", "queries", "instances", "map50", tokenizer=DENSE)
 _add("object-detection", "image", "detection", "detection", "map50", tokenizer=DENSE)
 _add("forecasting", "time_series", "forecasting", "forecasting", "mse", larger_is_better=False)

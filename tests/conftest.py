@@ -15,8 +15,9 @@ from PIL import Image
 
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.backbone.weights import save_encoder
-from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Series, Values
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Segments, Series, Values
 from polysense.data.dataset import BoxTarget
+from polysense.data.segments import SegmentTarget
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 
@@ -46,10 +47,13 @@ HEADS: dict[str, dict[str, Any]] = {
     "naming": {"classes": CLASSES, "dim": 24},
     "segmentation": {"classes": CLASSES, "channels": 16},
     "detection": {"classes": CLASSES, "channels": 16, "depth": 1},
+    "panoptic": {"classes": CLASSES, "things": CLASSES[:1], "channels": 16, "queries": 5, "reads": 3, "heads": 2},
     "forecasting": {"horizon": HORIZON, "tokens": 7},
 }
+HEADS["instances"] = HEADS["panoptic"] | {"answer": "instance", "open_world": True, "decoder": "kmeans"}
 ANSWERS = {"classification": Labels, "multilabel": Labels, "regression": Values, "embedding": Embedding,
-           "meaning": Embedding, "segmentation": Mask, "detection": Boxes, "forecasting": Series}  # fmt: skip
+           "meaning": Embedding, "segmentation": Mask, "detection": Boxes, "panoptic": Segments,
+           "instances": Segments, "forecasting": Series}  # fmt: skip
 
 
 def tiny_encoder() -> Encoder:
@@ -98,6 +102,9 @@ def make_target(kind: str, meta: dict[str, Any]) -> Any:
     if kind == "segmentation":
         shape = meta["size"] if "size" in meta else len(meta["xyz"])
         return rng.integers(0, len(CLASSES), shape)
+    if kind in ("panoptic", "instances"):
+        index = rng.integers(0, 3, (4, 4)).repeat(-(-meta["size"][0] // 4), 0).repeat(-(-meta["size"][1] // 4), 1)
+        return SegmentTarget(index[: meta["size"][0], : meta["size"][1]], ["a", "b", "a"])
     if kind == "detection":
         height, width = meta["size"]
         return BoxTarget([[0.1 * width, 0.2 * height, 0.6 * width, 0.9 * height]], ["b"])
@@ -129,6 +136,8 @@ def numbers_of(prediction: Any) -> np.ndarray:
         return np.concatenate([prediction.scores[:, None], prediction.xyxy], 1)[:5].ravel()
     if isinstance(prediction, Mask):
         return np.append(prediction.index.ravel(), prediction.confidence)
+    if isinstance(prediction, Segments):
+        return np.concatenate([prediction.index.ravel(), prediction.scores])
     return np.concatenate([prediction.mean.ravel(), *(values.ravel() for values in prediction.quantiles.values())])
 
 

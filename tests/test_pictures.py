@@ -10,7 +10,7 @@ from PIL import Image
 from polysense.apps import examples, panels
 from polysense.apps.pictures import draw, guess_modality
 from polysense.core.errors import InputError
-from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Series, Values
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Segments, Series, Values
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,21 @@ def test_mask_of_pixels(inputs: Path, tmp_path: Path) -> None:
     if answer.shares()["leaf"] < answer.shares()["petal"]:
         first, second = second, first
     assert (left - right) @ (first - second) > 10
+
+
+def test_segments(inputs: Path, tmp_path: Path) -> None:
+    with Image.open(inputs / "flower.jpg") as photo:
+        w, h = photo.size
+    index = np.full((h, w), -1, np.int32)
+    index[:, : w // 3], index[:, -(w // 3) :] = 0, 1
+    answer = Segments(index, ["leaf", "petal"], np.array([0.9, 0.8], np.float32), "flower.jpg")
+    image = pixels(draw(answer, inputs / "flower.jpg", tmp_path / "a.png"))
+    left, middle, right = (image[150:500, a:b].mean((0, 1)) for a, b in ((100, 220), (320, 420), (540, 660)))
+    first, second = (np.array(to_rgb(panels.COLOURS[i])) for i in (0, 1))
+    assert (left - right) @ (first - second) > 10
+    assert np.ptp(middle) < 3  # grey where nothing was found
+    nothing = Segments(np.full((h, w), -1, np.int32), [], np.zeros(0, np.float32), "flower.jpg")
+    pixels(draw(nothing, inputs / "flower.jpg", tmp_path / "b.png"))
 
 
 def test_mask_of_points(inputs: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_wrong_masks_are_input_errors():
 
 
 def test_strips_agree_with_whole_interpolation(monkeypatch):
-    monkeypatch.setattr("polysense.heads.segment.STRIP", 1000)
+    monkeypatch.setattr("polysense.heads.upsample.STRIP", 1000)
     for h, w, size in [(5, 7, (61, 83)), (8, 8, (5, 3)), (1, 1, (4, 4))]:
         logits = torch.randn(4, h, w)
         whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from polysense.core.errors import InputError
-from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Series, Values
+from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Prediction, Segments, Series, Values
 from polysense.data.writers import WRITERS, open_writer
 
 ANSWERS: dict[str, Prediction] = {
     "labels": Labels(("cat", "dög"), (0.75, 0.25), ("cat",), "a, b.jpg"),
     "boxes": Boxes(np.array([[1, 2, 3, 4]], np.float32), ["cell"], np.array([0.5], np.float32), (8, 8), "b.jpg"),
     "mask": Mask(np.array([[0, 1], [1, 2]]), ("sky", "road", "car"), 0.9, "c.png"),
+    "segments": Segments(np.array([[-1, 0], [1, 0]], np.int32), ["cup", "table"], np.array([0.75, 0.5]), "c.png"),
     "series": Series(np.array([[1.0, 2], [3, 4]]), {0.1: np.zeros((2, 2)), 0.9: np.full((2, 2), 9.0)},
                      ["2024-01-01", "2024-01-02"], ["load", "price"], None, "d.csv"),
     "values": Values({"age": 41.5, "height": 1.8}, "e.wav"),
@@ -34,7 +35,7 @@ def test_json_keeps_the_whole_record(tmp_path: Path, ending: str, kind: str) -> 
     text = out.read_text(encoding="utf-8")
     records = [json.loads(line) for line in text.splitlines()] if ending == ".jsonl" else json.loads(text)
     expected = json.loads(json.dumps(ANSWERS[kind].to_record()))
-    if kind == "mask":
+    if kind in ("mask", "segments"):
         assert [r.pop("mask") for r in records] == [f"out{ending}.masks/{i:06d}-c.png" for i in range(3)]
     assert records == [expected] * 3
 
@@ -71,6 +72,17 @@ def test_masks_are_index_pngs(tmp_path: Path) -> None:
     files = list((tmp_path / "out.jsonl.masks").iterdir())
     assert [f.name for f in files] == ["000000-c.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(files[0])), [[0, 1], [1, 2]])
+
+
+def test_segments_are_numbered_from_one(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "out.jsonl") as writer:
+        writer.write(ANSWERS["segments"])
+    record = json.loads((tmp_path / "out.jsonl").read_text())
+    assert np.asarray(Image.open(tmp_path / record["mask"])).tolist() == [[0, 1], [2, 1]]
+    assert [(one["number"], one["label"], one["pixels"]) for one in record["segments"]] == [
+        (1, "cup", 2),
+        (2, "table", 1),
+    ]
 
 
 def test_mask_of_many_classes_keeps_its_indices(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as T
 from polysense.core.registry import Registry
 from polysense.data.dataset import BoxTarget
 from polysense.data.masks import MaskFile, read_mask
+from polysense.data.segments import SegmentSource, SegmentTarget, read_segments
 
 Augmentation = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
 AUGMENTATIONS: Registry[Augmentation] = Registry("modality to augment")
@@ -41,6 +42,7 @@ def augment(modality: str, value: Any, target: Any, rng: np.random.Generator) ->
 def augment_image(value: Image.Image, target: Any, rng: np.random.Generator) -> tuple[Image.Image, Any]:
     """Mirrors, crops 40 to 100% of the area at nearly the same aspect, and shifts brightness, contrast and colour."""
     image = T.to_image(value.convert("RGB"))
+    target = read_segments(target) if isinstance(target, SegmentSource) else target
     mask = _mask(target, value)
     boxes = np.array(target.xyxy, np.float32).reshape(-1, 4) if isinstance(target, BoxTarget) else None
     if rng.random() < 0.5:
@@ -53,14 +55,17 @@ def augment_image(value: Image.Image, target: Any, rng: np.random.Generator) -> 
     brightness, contrast, saturation = rng.uniform(0.7, 1.3, 3)
     image = T.adjust_saturation(T.adjust_contrast(T.adjust_brightness(image, brightness), contrast), saturation)
     if mask is not None:
-        target = np.ascontiguousarray(mask[top : top + height, left : left + width])
+        cut = np.ascontiguousarray(mask[top : top + height, left : left + width])
+        target = SegmentTarget(cut, target.labels) if isinstance(target, SegmentTarget) else cut
     elif boxes is not None:
         target = _cropped_boxes(boxes, target.labels, (left, top, width, height))
     return T.to_pil_image(image), target
 
 
 def _mask(target: Any, value: Image.Image) -> np.ndarray | None:
-    """The target as an array where it is a mask: class names and numbers are not."""
+    """The target as an array where it is a mask or holds segments: class names and numbers do not."""
+    if isinstance(target, SegmentTarget):
+        return target.index
     if (
         not hasattr(target, "__array_interface__")
         and not isinstance(target, MaskFile)

@@ -56,10 +56,10 @@ def load_dataset(
 
     Args:
         task: Decides which layouts are looked for.
-        path: A folder (class folders; image and mask folders; a detection layout; clouds with per-point labels), a
-            COCO json, a UCR `.ts` file or a folder with `*_TRAIN.ts` and `*_TEST.ts`, or a csv/parquet list whose
-            first column is a path and whose `target` column is the label (several labels joined by `;`); for texts a
-            table or jsonl with a text and its label in each row.
+        path: A folder (class folders; image and mask folders; a detection layout; a layout of segments; clouds with
+            per-point labels), a COCO json, a UCR `.ts` file or a folder with `*_TRAIN.ts` and `*_TEST.ts`, or a
+            csv/parquet list whose first column is a path and whose `target` column is the label (several labels joined
+            by `;`); for texts a table or jsonl with a text and its label in each row.
         target: Label column of a list or of a table of texts.
         ignore: Number in masks that stands for no class.
         column: Of a table of texts, that holds them; None: the one that looks like it.
@@ -74,6 +74,10 @@ def load_dataset(
         from polysense.data.boxes import load_boxes
 
         return load_boxes(path)
+    if task.head == "queries":
+        from polysense.data.segments_layouts import load_segments
+
+        return load_segments(path)
     if task.kind == "segmentation" and task.modality == "image":
         from polysense.data.masks import load_masks
 

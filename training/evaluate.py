@@ -52,8 +52,10 @@ def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dic
 def every_box(head: Head) -> Iterator[None]:
     """Lets a detector answer with its faint boxes too, which average precision weighs and users do not want."""
     from polysense.heads.detect import DetectionHead
+    from polysense.heads.queries import QueryHead
 
-    if not isinstance(head, DetectionHead):
+    # Panoptic quality counts every segment alike: there a faint one is an error.
+    if not isinstance(head, DetectionHead) and not (isinstance(head, QueryHead) and head.answer == "instance"):
         yield
         return
     usual, head.threshold = head.threshold, min(head.threshold, MEASURED_FROM)
@@ -69,6 +71,8 @@ def metric_options(pipeline: Pipeline, examples: Examples) -> dict[str, Any]:
         return {"scale": _series_scale(dict(config.variate_scale), examples)}
     if pipeline.task.kind == "segmentation":
         return {"ignore": getattr(config, "ignore", None)}
+    if pipeline.task.kind in ("panoptic", "instances"):
+        return {"things": config.things}
     return {}
 
 

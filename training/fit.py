@@ -146,7 +146,7 @@ def fit(
 def recipe_for(task: Task, **options: Any) -> Recipe:
     """What suits the task, but for options that are not None."""
     usual: dict[str, Any] = {"batch_size": BATCH.get(task.modality, 32)}
-    if task.modality == "image" and task.kind in ("segmentation", "detection"):
+    if task.modality == "image" and task.kind in ("segmentation", "panoptic", "instances", "detection"):
         usual |= DENSE
     return Recipe(**(usual | {name: value for name, value in options.items() if value is not None}))
 

@@ -317,7 +317,10 @@ class Forecasting(Metric):
 
 def make_metric(kind: str, classes: Sequence[str] = (), **options: Any) -> Metric:
     """The accumulator for a kind of task: classification, multilabel, regression, segmentation, point_segmentation,
-    detection or forecasting. Options: `ignore` (segmentation), `scale` (forecasting)."""
+    detection, panoptic, instances or forecasting. Options: `ignore` (segmentation), `scale` (forecasting), `things`
+    (panoptic, instances)."""
+    if kind in ("panoptic", "instances"):
+        import polysense.training.metrics_segments  # noqa: F401 (registers them)
     return METRICS[kind](classes, **options)
 
 

@@ -127,6 +127,9 @@ class FileSources:
         options: dict[str, Any] = {"classes": tuple(self.dataset.classes)}
         if self.task.kind == "multilabel":
             options["multi_label"] = True
+        if self.task.head == "queries":
+            options |= {"things": tuple(self.dataset.things),
+                        "answer": "instance" if self.task.kind == "instances" else "panoptic"}  # fmt: skip
         return options
 
     def tokenizer_options(self) -> dict[str, Any]:
