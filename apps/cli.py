@@ -185,15 +185,21 @@ def fit(
     threads: Threads = None,
     tokenizer: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tokenizer option.")] = None,
     head: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Head option.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "--adapter", help="probe, head (default), or an adapter: lora, houlsby, full …"),
+    ] = None,
+    adapter_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Adapter option.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Trains a tokenizer and a head on your data and writes a bundle."""
+    """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
     from polysense.apps.learn import fit as run
 
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
                  ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
-                 tokenizer_options=_pairs(tokenizer), head_options=_pairs(head))  # fmt: skip
+                 method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
+                 head_options=_pairs(head))  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)

@@ -199,6 +199,11 @@ class Encoder(nn.Module):
         mask = None if tokens.mask is None else nn.functional.pad(tokens.mask, (self.prefix, 0), value=True)
         return torch.cat([*parts, tokens.x], 1), mask
 
+    @property
+    def learns(self) -> bool:
+        """Whether part of it is to be trained with a task: an adapter."""
+        return False
+
     def freeze(self) -> Encoder:
         """Stops all learning: no gradient reaches a parameter."""
         return self.requires_grad_(False).eval()

@@ -31,10 +31,15 @@ def with_engine(encoder: Encoder, engine: str) -> Encoder:
         engine: One of `ENGINES`.
 
     Raises:
-        InputError: There is no such engine, its extra is missing, or it cannot run this encoder.
+        InputError: There is no such engine, its extra is missing, or it cannot run this encoder or its adapter.
     """
     if engine not in ENGINES:
         raise InputError(f"engine {engine}", "there is no such engine", f"choose one of: {', '.join(ENGINES)}")
+    if encoder.learns and engine != "torch":  # an adapter: the graph is of its merged weights
+        from polysense.backbone.adapters import AdaptedEncoder
+
+        assert isinstance(encoder, AdaptedEncoder)
+        encoder = encoder.merged()
     plain = encoder.plain if isinstance(encoder, OnnxEncoder) else encoder
     return plain if engine == "torch" else OnnxEncoder(plain, engine)
 

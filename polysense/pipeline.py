@@ -76,6 +76,7 @@ class Pipeline(nn.Module):
         head: Mapping[str, Any] | None = None,
         sources: Sequence[Any] = (),
         seed: int = 0,
+        adapter: Mapping[str, Any] | None = None,
     ) -> Pipeline:
         """Makes an untrained pipeline: embedded tokenizer weights where there are any, seeded ones elsewhere.
 
@@ -86,6 +87,7 @@ class Pipeline(nn.Module):
             head: Fields of the head's configuration that differ from the default.
             sources: Training sources from which a tokenizer reads what it must know (columns of a table …).
             seed: Of the new weights.
+            adapter: Fields of an `AdapterConfig`: learn within the encoder too, beside its frozen weights.
         """
         what = TASKS[task]
         trunk = shared_encoder(encoder) if isinstance(encoder, str) else encoder
@@ -98,8 +100,39 @@ class Pipeline(nn.Module):
                 options.setdefault("fine", getattr(front, "fine_channels", ()))
             config: Any = make_config(head_class.Config, options, f"head of {task}")
             pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
+            if adapter is not None:
+                pipeline.adapt(**adapter)
             pipeline.settled = {f"tokenizer.{name}" for name in pretrained}
             return pipeline
+
+    def adapt(self, method: str = "lora", **options: Any) -> Pipeline:
+        """Puts a new adapter beside the frozen encoder, in place of an older one; other pipelines are not touched.
+
+        Args:
+            method: A name in `backbone.adapters.METHODS`.
+            options: Further fields of an `AdapterConfig`.
+
+        Raises:
+            InputError: There is no such method or option, or it does not suit the encoder.
+        """
+        from polysense.backbone.adapters import AdapterConfig, adapt
+
+        config = make_config(AdapterConfig, {"method": method, **options}, "adapter")
+        try:
+            self.encoder = adapt(self.encoder, config).to(self.device)
+        except ValueError as error:
+            raise InputError(f"adapter {method}", str(error), "choose another adapter or encoder") from error
+        return self
+
+    def with_adapter(self, folder: str | Path) -> Pipeline:
+        """The same pipeline with the adapter of a folder (a bundle's, or one that PEFT wrote) beside its encoder.
+
+        All weights but the adapter's are shared.
+        """
+        from polysense.backbone.adapters import AdaptedEncoder, load_adapter
+
+        plain = self.encoder.plain if isinstance(self.encoder, AdaptedEncoder) else self.encoder
+        return self._with_encoder(load_adapter(plain, folder).to(self.device))
 
     @property
     def modality(self) -> str:
@@ -131,6 +164,9 @@ class Pipeline(nn.Module):
             from polysense.engine_checks import require_check
 
             require_check(self)
+        return self._with_encoder(encoder)
+
+    def _with_encoder(self, encoder: Encoder) -> Pipeline:
         other = copy.copy(self)  # shares everything but the table of its parts
         other._modules = {**self._modules, "encoder": encoder}
         return other.eval()
@@ -148,9 +184,9 @@ class Pipeline(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Pipeline:
-        """Training mode for tokenizer and head; the frozen encoder stays in evaluation mode."""
+        """Training mode for tokenizer, head and adapter; a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        self.encoder.eval()
+        self.encoder.train(mode and self.encoder.learns)
         return self
 
     def forward(self, batch: Batch) -> Out:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from polysense.backbone.adapters import AdaptedEncoder, load_adapter
 from polysense.backbone.checkpoints import load_strict
 from polysense.backbone.weights import embedded_tokenizer_state
 from polysense.bundle import FORMAT, read_config
@@ -49,6 +50,7 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
         },
         "head": {"name": pipeline.task.head, "config": pipeline.head.config_dict()},
         "encoder": {"spec": _lasting(pipeline.encoder.spec), "sha256": pipeline.encoder_hash},
+        "adapter": pipeline.encoder.method if isinstance(pipeline.encoder, AdaptedEncoder) else None,
         "metrics": pipeline.metrics,
         "about": pipeline.about,
     }
@@ -57,6 +59,8 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
     try:
         (partial / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
         save_file(state, partial / "model.safetensors")
+        if isinstance(pipeline.encoder, AdaptedEncoder):
+            pipeline.encoder.save(partial)
         (partial / "README.md").write_text(card(pipeline, path.name))
         partial.chmod(0o755)
         _replace(path, partial)
@@ -173,6 +177,8 @@ def load(cls: type[Pipeline], folder: Path) -> Pipeline:
         parts["tokenizer"] |= known
     load_strict(tokenizer, parts["tokenizer"], folder / "model.safetensors")
     load_strict(head, parts["head"], folder / "model.safetensors")
+    if config.get("adapter"):
+        encoder = load_adapter(encoder, folder)
     return cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],
                about=config["about"]).eval()  # fmt: skip
 
@@ -199,13 +205,20 @@ def _stored_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
+def parts_of(pipeline: Pipeline) -> str:
+    """What a bundle holds."""
+    if isinstance(pipeline.encoder, AdaptedEncoder):
+        return f"tokenizer, head and adapter ({pipeline.encoder.method})"
+    return "tokenizer and head"
+
+
 def card(pipeline: Pipeline, folder: str) -> str:
     """The bundle's README: what it is, how to use it, what was measured."""
     rows = [f"| {name} | {value:.4f} |" for name, value in pipeline.metrics.items()]
     facts = [f"- **{key.replace('_', ' ')}**: {value}" for key, value in pipeline.about.items()]
     return "\n".join([
-        f"# {pipeline.name}", "", f"A polysense bundle for {pipeline.task.name}: tokenizer and head beside the frozen "
-        f"encoder `{pipeline.encoder.spec}` (sha256 `{pipeline.encoder_hash[:16]}…`).", "",
+        f"# {pipeline.name}", "", f"A polysense bundle for {pipeline.task.name}: {parts_of(pipeline)} beside the "
+        f"frozen encoder `{pipeline.encoder.spec}` (sha256 `{pipeline.encoder_hash[:16]}…`).", "",
         *(["| metric | value |", "|---|---|", *rows, ""] if rows else []), *facts, "", "```python", "import polysense",
         "", f'pipeline = polysense.load("{folder}")', "print(pipeline(path))", "```", "",
     ])  # fmt: skip

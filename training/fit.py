@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from polysense.backbone.adapters import METHODS
 from polysense.core.errors import InputError
 from polysense.core.options import make_config
 from polysense.heads.classify import ClassificationHead
@@ -71,6 +72,8 @@ def fit(
     patience: int = 4,
     augment: bool | None = None,
     train: str = "tokenizer+head",
+    method: str = "head",
+    adapter_options: Mapping[str, Any] | None = None,
     tokenizer_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
@@ -96,7 +99,10 @@ def fit(
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
         augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
-        train: "tokenizer+head" or "head".
+        train: "tokenizer+head" or "head": what learns beside an adapter.
+        method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
+            encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
+        adapter_options: Fields of an `AdapterConfig`.
         tokenizer_options, head_options: Fields of their configurations.
         device: Where to compute.
         threads: CPU threads.
@@ -111,6 +117,8 @@ def fit(
     """
     if train not in ("tokenizer+head", "head"):
         raise InputError(f"train={train}", "unknown choice", "use tokenizer+head or head")
+    if method not in METHODS and method not in ("probe", "head"):
+        raise InputError(f"method={method}", "unknown choice", f"use probe, head, {', '.join(sorted(METHODS))}")
     if threads:
         torch.set_num_threads(threads)
     what = TASKS[task]
@@ -123,6 +131,12 @@ def fit(
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
+    if method in METHODS:
+        pipeline.adapt(method, **(adapter_options or {}))
+    elif method == "probe":
+        epochs, train = 0, "head"
+    if epochs is None and method in METHODS:
+        epochs = USUAL_EPOCHS
     if epochs is None:
         epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,

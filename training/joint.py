@@ -102,6 +102,7 @@ def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     front = pipeline.tokenizer.named_parameters() if recipe.train == "tokenizer+head" else []
     named = [(f"tokenizer.{n}", p) for n, p in front] + [(f"head.{n}", p) for n, p in pipeline.head.named_parameters()]
+    named += list(adapter_parameters(pipeline).items())
     for name, parameter in named:
         factor = recipe.settled_lr if name in pipeline.settled else 1.0
         parameter.requires_grad_(factor > 0)
@@ -111,6 +112,11 @@ def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
         [{"params": params, "lr": recipe.lr * factor, "peak": recipe.lr * factor,
           "weight_decay": recipe.weight_decay * decays} for (factor, decays), params in groups.items()]
     )  # fmt: skip
+
+
+def adapter_parameters(pipeline: Pipeline) -> dict[str, nn.Parameter]:
+    """What an adapter may learn, by its names in the pipeline's state; nothing where there is none."""
+    return {name: one for name, one in pipeline.named_parameters() if name.startswith("encoder.") and one.requires_grad}
 
 
 def set_lr(optimiser: torch.optim.Optimizer, share: float) -> None:
@@ -163,8 +169,8 @@ class Best:
         self.state = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
-        state = self.pipeline.state_dict()
-        return {name: value.clone() for name, value in state.items() if not name.startswith("encoder.")}
+        state, own = self.pipeline.state_dict(), adapter_parameters(self.pipeline)
+        return {n: value.clone() for n, value in state.items() if n in own or not n.startswith("encoder.")}
 
     def offer(self, metrics: dict[str, float]) -> None:
         task = self.pipeline.task
