@@ -187,7 +187,9 @@ def fit(
     head: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Head option.")] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", "--adapter", help="probe, head (default), or an adapter: lora, houlsby, full …"),
+        typer.Option(
+            "--method", "--adapter", help="probe, head (default), an adapter (lora, houlsby, full …), or auto."
+        ),
     ] = None,
     adapter_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Adapter option.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Pipeline", "bundles", "load", "load_encoder"]
+__all__ = ["InputError", "Pipeline", "bundles", "fit", "load", "load_encoder"]
 
 # Whoever runs Python in a checkout's root finds this folder before the installed package; its sisters (core, heads, …)
 # then stand one level up.
@@ -40,6 +40,31 @@ def load(name_or_path: str | Path, device: str = "cpu", engine: str = "torch") -
     from polysense.pipeline import Pipeline
 
     return Pipeline.from_pretrained(name_or_path, device, engine)
+
+
+def fit(
+    task: str, data: str | Path, out: str | Path | None = None, *, method: str = "head", **options: Any
+) -> Pipeline:
+    """Fine-tunes on your data and gives back the pipeline, ready to predict.
+
+    Args:
+        task: What to learn ("image-classification").
+        data: Labelled data: a folder, a table or a list (docs/data.md).
+        out: Bundle folder to write; None keeps the pipeline in memory alone.
+        method: "probe", "head", an adapter's name ("lora" …), or "auto".
+        options: Further arguments of `polysense.training.fit.fit`.
+
+    Raises:
+        InputError: Data or options cannot be used.
+    """
+    import tempfile
+
+    run = getattr(import_module("polysense.training.choose"), "fit_best" if method == "auto" else "fit")
+    given = options if method == "auto" else {**options, "method": method}
+    if out is not None:
+        return load(run(task, data, out, **given).path, options.get("device", "cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        return load(run(task, data, Path(folder) / "fitted", **given).path, options.get("device", "cpu"))
 
 
 def __getattr__(name: str) -> Any:

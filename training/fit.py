@@ -48,6 +48,7 @@ class FitResult:
     seconds: float
     epochs: int  # of joint training that were run
     path: Path  # of the bundle
+    trainable: int  # parameters that the joint phase, or else the probe, may change
 
 
 def fit(
@@ -154,7 +155,8 @@ def fit(
                       "epochs": run.epochs, **(about or {})}  # fmt: skip
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out)
-    return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path)
+    trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
+    return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path, trainable)
 
 
 def recipe_for(task: Task, **options: Any) -> Recipe:

@@ -103,6 +103,7 @@ def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
     front = pipeline.tokenizer.named_parameters() if recipe.train == "tokenizer+head" else []
     named = [(f"tokenizer.{n}", p) for n, p in front] + [(f"head.{n}", p) for n, p in pipeline.head.named_parameters()]
     named += list(adapter_parameters(pipeline).items())
+    pipeline.tokenizer.requires_grad_(False)
     for name, parameter in named:
         factor = recipe.settled_lr if name in pipeline.settled else 1.0
         parameter.requires_grad_(factor > 0)
