@@ -142,6 +142,17 @@ def test_ties_are_broken_by_confidence(build):
     assert smaller.waited == 0
 
 
+def test_learning_goes_on_while_nothing_is_found_yet(build):
+    best = Best(build("panoptic-segmentation"), {"pq": 0.0})
+    for loss in (9.0, 8.0, 7.0):
+        best.offer({"pq": 0.0}, loss)
+        assert best.waited == 0 and not best.first
+    best.offer({"pq": 0.0}, 7.5)
+    assert best.waited == 1
+    best.offer({"pq": 0.1}, 8.0)
+    assert best.waited == 0 and best.metrics == {"pq": 0.1}
+
+
 def test_time_limit(quick, image_folders):
     result, _ = quick("image-classification", image_folders, tokenizer_options=PATCHES, epochs=50, max_minutes=0)
     assert result.epochs == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from polysense.core.errors import InputError
 from polysense.core.options import make_config
 from polysense.heads.classify import ClassificationHead
 from polysense.heads.forecast import ForecastHead
+from polysense.heads.queries import QueryHead
 from polysense.pipeline import Pipeline
 from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
@@ -37,6 +38,8 @@ BATCH = {"tabular": 256, "time_series": 32, "video": 8}  # examples a step where
 DENSE: dict[str, Any] = {"batch_size": 8, "settled_lr": 0.0, "augment": True, "average": 0.99}
 EPOCHS = {"tabular": 0}  # of joint training where none are asked for: trees and a solved head gain nothing by it
 USUAL_EPOCHS = 20  # elsewhere
+MOST_OFTEN = 100  # images that thresholds are tried on
+THRESHOLDS = (0.5, 0.3, 0.2, 0.1, 0.05)  # of segments
 MAX_VALIDATION = 2000  # examples that early stopping looks at; the final figure uses all
 
 
@@ -234,11 +237,26 @@ def _train_pipeline(
     return Run(epochs, probed if first else None)
 
 
+def choose_threshold(pipeline: Pipeline, head: QueryHead, validation: Examples, batch_size: int) -> None:
+    """Sets the least score of a segment to what is best by panoptic quality: how sure queries get depends on the data."""
+    answer, task, best = head.answer, pipeline.task, -1.0
+    head.answer, pipeline.task = "panoptic", TASKS["panoptic-segmentation"]
+    for threshold in THRESHOLDS:
+        head.threshold = threshold
+        found = measure(pipeline, validation, batch_size)["pq"]
+        if found > best:
+            best, head.config = found, replace(head.config, threshold=threshold)
+    head.answer, pipeline.task, head.threshold = answer, task, head.config.threshold
+
+
 def calibrate(pipeline: Pipeline, validation: Examples, batch_size: int) -> None:
-    """Makes confidence true, by validation data: a classifier's temperature, the width of a forecast's bands."""
+    """Makes confidence true, by validation data: a classifier's temperature, the width of a forecast's bands, the score
+    from which a segment is answered."""
     head = pipeline.head
     if isinstance(head, ForecastHead):
         head.calibrate(*forecast_answers(pipeline, Subset.even(validation, MAX_VALIDATION), batch_size))
+    if isinstance(head, QueryHead):
+        choose_threshold(pipeline, head, Subset.even(validation, MOST_OFTEN), batch_size)
     if isinstance(head, ClassificationHead):
         pooled, target = pooled_features(pipeline, validation, batch_size)
         with torch.inference_mode():

@@ -65,7 +65,7 @@ def train_together(
             progress.step(epoch, step, steps, losses[-1])
         epoch += 1
         with average:
-            best.offer(measure(pipeline, watched, recipe.batch_size))
+            best.offer(measure(pipeline, watched, recipe.batch_size), float(np.mean(losses)))
         progress.epoch(epoch, recipe.epochs, best.latest, float(np.mean(losses)))
     best.restore()
     return epoch, best.first
@@ -167,13 +167,15 @@ class Best:
             raise InputError("the validation part", problem, "give validation examples with labels")
         self.pipeline, self.metrics, self.latest, self.waited = pipeline, metrics, metrics, 0
         self.first = True  # the state is still the one before the joint phase
+        self.loss = math.inf  # of its epoch
         self.state = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
         state, own = self.pipeline.state_dict(), adapter_parameters(self.pipeline)
         return {n: value.clone() for n, value in state.items() if n in own or not n.startswith("encoder.")}
 
-    def offer(self, metrics: dict[str, float]) -> None:
+    def offer(self, metrics: dict[str, float], loss: float = math.inf) -> None:
+        """Takes in an epoch's metrics and its training loss."""
         task = self.pipeline.task
         gain = metrics[task.metric] - self.metrics[task.metric]
         self.latest = metrics
@@ -181,8 +183,12 @@ class Best:
             gain = (
                 sum(self.metrics.get(key, 0.0) - metrics.get(key, 0.0) for key in ("log_loss", "pinball")) * task.sign
             )
+        nothing = task.larger_is_better and metrics[task.metric] == self.metrics[task.metric] == 0
+        if nothing and loss < self.loss:  # nothing is found yet, but it still learns
+            gain = 1.0
         if gain * task.sign > 0:
             self.metrics, self.state, self.waited, self.first = metrics, self._copy(), 0, False
+            self.loss = loss
         else:
             self.waited += 1
 
