@@ -170,7 +170,8 @@ ROWS: dict[str, Row] = {
         ("map50",), {"YOLOv4, full set": 0.848}, 0.70),
     "coco_panoptic": Row(
         "panoptic-segmentation", sets.coco_segments, "COCO part, 100 train, 30 val images, 133 classes, PQ",
-        {"epochs": 40, "patience": 40, "batch_size": 4, "tokenizer_options": {"size": 256}}, ("pq",), measure=three_answers),
+        {"epochs": 40, "patience": 40, "batch_size": 4, "tokenizer_options": {"size": 256}}, ("pq",),
+        measure=three_answers),
     "camvid": Row(
         "image-segmentation", plain("segmentation/camvid"), "CamVid, 200 train, 60 test, 11 classes, mIoU",
         {"epochs": 15, "patience": 15, "ignore": 11, "tokenizer_options": {"size": 416}}, ("miou",),

@@ -238,7 +238,7 @@ def _train_pipeline(
 
 
 def choose_threshold(pipeline: Pipeline, head: QueryHead, validation: Examples, batch_size: int) -> None:
-    """Sets the least score of a segment to what is best by panoptic quality: how sure queries get depends on the data."""
+    """Sets the least score of a segment by panoptic quality: how sure queries get depends on the data."""
     answer, task, best = head.answer, pipeline.task, -1.0
     head.answer, pipeline.task = "panoptic", TASKS["panoptic-segmentation"]
     for threshold in THRESHOLDS:
