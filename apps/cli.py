@@ -54,7 +54,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a G
 EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the encoder; onnx engines need a CPU only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Inputs computed at a time.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv or .parquet.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv, .parquet; for boxes also .coco.json."),
+]
 Errors = Annotated[OnError, typer.Option("--on-error", help="What to do with an input that cannot be read.")]
 Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
 
