@@ -21,6 +21,7 @@ HEAD_MODULES = {
     "segmentation": "polysense.heads.segment",
     "point_segmentation": "polysense.heads.segment_points",
     "detection": "polysense.heads.detect",
+    "set_detection": "polysense.heads.set_detect",
 }
 
 

@@ -71,4 +71,5 @@ for _modality in ("image", "video", "audio", "point_cloud", "text"):
 _add("image-segmentation", "image", "segmentation", "segmentation", "miou", tokenizer=DENSE)
 _add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
 _add("object-detection", "image", "detection", "detection", "map50", tokenizer=DENSE)
+_add("object-detection-set", "image", "set_detection", "detection", "map50", tokenizer=DENSE)
 _add("forecasting", "time_series", "forecasting", "forecasting", "mse", larger_is_better=False)
