@@ -165,6 +165,9 @@ def fit(
         float | None, typer.Option(min=0, help="Factor of --lr for pretrained weights; 0 keeps them.")
     ] = None,
     augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
+    augment_with: Annotated[
+        str | None, typer.Option(help="Images: vary them more, by any of rotate,shrink,mosaic.")
+    ] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,
@@ -185,6 +188,7 @@ def fit(
 
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
+                 augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
                  ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
                  tokenizer_options=_pairs(tokenizer), head_options=_pairs(head))  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
