@@ -60,7 +60,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a G
 EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the encoder; onnx engines need a CPU only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Inputs computed at a time.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv or .parquet.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv, .parquet; for boxes also .coco.json."),
+]
 Errors = Annotated[OnError, typer.Option("--on-error", help="What to do with an input that cannot be read.")]
 Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
 
@@ -172,6 +175,9 @@ def fit(
         float | None, typer.Option(min=0, help="Factor of --lr for pretrained weights; 0 keeps them.")
     ] = None,
     augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
+    augment_with: Annotated[
+        str | None, typer.Option(help="Images: vary them more, by any of rotate,shrink,mosaic.")
+    ] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,
@@ -199,6 +205,7 @@ def fit(
 
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
+                 augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
                  ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
                  method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
                  head_options=_pairs(head))  # fmt: skip

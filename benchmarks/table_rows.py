@@ -41,6 +41,7 @@ PROBE = {"epochs": 0}
 SERIES = {"epochs": 0, "val_share": 0.1}
 CLOUDS = {"epochs": 0, "tokenizer_options": {"views": 2}, "head_options": {"layers": (0, 3)}}
 TUNED = {"tokenizer_options": {"tuned": 2}, "epochs": 1}
+AS_SET = {"batch_size": 4, "tokenizer_options": {"size": 416}, "head_options": {"levels": 2}}
 FORECAST = {"horizon": 96, "context": 96, "epochs": 2, "settled_lr": 0.0}
 LONG = {"context": 512, "epochs": 1, "settled_lr": 0.0, "borders": (8640, 2880, 2880), "time": "date"}
 ETTH1 = {"horizon": 96, "context": 96, "borders": (8640, 2880, 2880), "time": "date"}
@@ -163,6 +164,12 @@ ROWS: dict[str, Row] = {
     "raccoon": Row(
         "object-detection", sets.raccoon, "raccoons, 60 train, 20 test images, mAP50",
         {"epochs": 20, "patience": 20, "tokenizer_options": {"size": 416}}, ("map50",), reach=0.75),
+    "raccoon_set": Row(
+        "object-detection-set", sets.raccoon, "raccoons, 60 train, 20 test images, as a set, mAP50",
+        {"epochs": 20, "patience": 20, **AS_SET}, ("map50",), {"dense head": 0.890}, 0.75),
+    "bccd_set": Row(
+        "object-detection-set", sets.blood, "BCCD, 205 train, 87 official val images, as a set, mAP50",
+        {"epochs": 14, "patience": 14, **AS_SET}, ("map50",), {"dense head": 0.883}, 0.88),
     "hit_uav": Row(
         "object-detection", sets.hit_uav, "HIT-UAV infrared, 120 train, 40 test images, 4 classes, mAP50",
         {"epochs": 12, "patience": 12, "batch_size": 4, "tokenizer_options": {"size": 640},

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from polysense.core.errors import InputError
 from polysense.data.boxes_coco import coco_items, write_coco
-from polysense.data.boxes_voc import voc_items
-from polysense.data.boxes_yolo import yolo_items
+from polysense.data.boxes_voc import voc_items, write_voc
+from polysense.data.boxes_yolo import write_yolo, yolo_items
 from polysense.data.dataset import Dataset, Item
 from polysense.data.layouts import Faults
 
-__all__ = ["load_boxes", "write_coco"]
+__all__ = ["load_boxes", "write_coco", "write_voc", "write_yolo"]
 
 FIX = "give a COCO json or a folder with annotations/*.json, a Pascal VOC folder, or a YOLO folder (images/, labels/)"
 

@@ -1,8 +1,9 @@
-"""COCO detection json: reader, with the key names that its imitators use, and writer of results."""
+"""COCO detection json: reader, with the key names that its imitators use, and what writes answers."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,15 +122,45 @@ def write_coco(
         image_ids: Number of each image by its source; without it the digits of the file's name, else its position.
         category_ids: Number of each class; without it the classes that occur, sorted, from 1.
     """
-    labels = sorted({name for prediction in predictions for name in prediction.labels})
-    categories = category_ids or {name: i + 1 for i, name in enumerate(labels)}
+    categories = category_ids or _numbers(predictions)
     rows = []
     for i, prediction in enumerate(predictions):
         stem = Path(prediction.source).stem
         number = image_ids[prediction.source] if image_ids else int(stem) if stem.isdecimal() else i + 1
-        for (x1, y1, x2, y2), name, score in zip(
-            prediction.xyxy.tolist(), prediction.labels, prediction.scores.tolist(), strict=True
-        ):
-            box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
-            rows.append({"image_id": number, "category_id": categories[name], "bbox": box, "score": round(score, 6)})
+        rows += [{"image_id": number, **row} for row in _boxes(prediction, categories)]
     Path(file).write_text(json.dumps(rows), encoding="utf-8")
+
+
+def coco_content(predictions: Sequence[Boxes], base: Path) -> dict[str, Any]:
+    """Predictions as a COCO detection json: images, categories (classes that occur, sorted, from 1) and annotations,
+    each with a score.
+
+    Args:
+        predictions: Boxes of each image.
+        base: Folder of the json; file names are relative to it, so that whoever reads it finds the images.
+    """
+    categories = _numbers(predictions)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i, prediction in enumerate(predictions, 1):
+        source, (height, width) = prediction.source, prediction.size
+        name = Path(os.path.relpath(source, base)).as_posix() if Path(source).is_file() else source
+        images.append({"id": i, "file_name": name, "width": width, "height": height})
+        for row in _boxes(prediction, categories):
+            area = round(row["bbox"][2] * row["bbox"][3], 3)
+            annotations.append({"id": len(annotations) + 1, "image_id": i, **row, "area": area, "iscrowd": 0})
+    named = [{"id": number, "name": name} for name, number in categories.items()]
+    return {"images": images, "categories": named, "annotations": annotations}
+
+
+def _numbers(predictions: Sequence[Boxes]) -> dict[str, int]:
+    names = sorted({name for prediction in predictions for name in prediction.labels})
+    return {name: i for i, name in enumerate(names, 1)}
+
+
+def _boxes(prediction: Boxes, categories: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """category_id, bbox (x, y, width, height) and score of each box."""
+    rows = zip(prediction.xyxy.tolist(), prediction.labels, prediction.scores.tolist(), strict=True)
+    for (x1, y1, x2, y2), name, score in rows:
+        box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
+        yield {"category_id": categories[name], "bbox": box, "score": round(score, 6)}

@@ -1,14 +1,17 @@
-"""Pascal VOC: one xml file per image, splits in ImageSets/Main."""
+"""Pascal VOC, read and written: one xml file per image, splits in ImageSets/Main."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import BoxTarget, Item, list_files
+from polysense.core.predictions import Boxes
+from polysense.data.dataset import BoxTarget, Dataset, Item, list_files
 from polysense.data.image import IMAGE_ENDINGS
-from polysense.data.layouts import Faults, image_size, split_of_path
+from polysense.data.layouts import Faults, Labelled, image_size, labelled, split_of_path
 
 FIX = "export the annotation again"
 
@@ -79,3 +82,54 @@ def _voc_target(tree: ElementTree.Element, file: Path, image: Path, faults: Faul
         boxes.append((x1, y1, x2, y2))
         names.append((element.findtext("name") or "").strip())
     return faults.checked(boxes, names, (size[0], size[1]) if size and all(size) else image_size(image))
+
+
+def write_voc(what: Dataset | Iterable[Boxes], folder: str | Path) -> None:
+    """Writes a detection data set, or predictions, as `JPEGImages/`, `Annotations/` and `ImageSets/Main/`.
+
+    Images are copied; of two with the same name the second becomes NAME-2. The format has no place for scores.
+
+    Args:
+        what: A data set of image files, or answers for such files.
+        folder: A new or empty one.
+
+    Raises:
+        InputError: The folder holds something, or an image is no file.
+    """
+    root = Path(folder)
+    splits: dict[str, list[str]] = defaultdict(list)
+    for one in labelled(what, root):
+        one.copy_to(root / "JPEGImages")
+        stem = Path(one.name).stem
+        place = root / "Annotations" / f"{stem}.xml"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(ElementTree.tostring(_annotation(one), encoding="utf-8", xml_declaration=True))
+        splits[one.split].append(stem)
+    for split, stems in splits.items():
+        if split:
+            place = root / "ImageSets" / "Main" / f"{split}.txt"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("\n".join(stems) + "\n", encoding="utf-8")
+
+
+def _annotation(one: Labelled) -> ElementTree.Element:
+    def add(parent: ElementTree.Element, key: str, value: object = "") -> ElementTree.Element:
+        element = ElementTree.SubElement(parent, key)
+        element.text = str(value)
+        return element
+
+    tree = ElementTree.Element("annotation")
+    add(tree, "folder", "JPEGImages")
+    add(tree, "filename", one.name)
+    size = add(tree, "size")
+    for key, value in zip(("width", "height", "depth"), (*one.size, 3), strict=True):
+        add(size, key, value)
+    for box, name in zip(one.target.xyxy, one.target.labels, strict=True):
+        element = add(tree, "object")
+        for key, text in (("name", name), ("pose", "Unspecified"), ("truncated", 0), ("difficult", 0)):
+            add(element, key, text)
+        corners = add(element, "bndbox")
+        for key, side in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            add(corners, key, f"{side:.10g}")  # whole numbers where they are whole, as older readers want
+    ElementTree.indent(tree)
+    return tree

@@ -1,16 +1,17 @@
-"""YOLO data sets: one txt file of `class cx cy w h` (shares of the image) beside or instead of each image."""
+"""YOLO data sets, read and written: one txt file of `class cx cy w h` (shares of the image) for each image."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import Item, list_files
+from polysense.core.predictions import Boxes
+from polysense.data.dataset import Dataset, Item, list_files
 from polysense.data.image import IMAGE_ENDINGS
-from polysense.data.layouts import Box, Faults, image_size, split_of, split_of_path
+from polysense.data.layouts import Box, Faults, Labelled, image_size, labelled, split_of, split_of_path
 
 NAME_FILES = ("classes.txt", "obj.names", "names.txt", "_darknet.labels")
 
@@ -134,3 +135,40 @@ def yolo_shapes(file: Path, names: Mapping[int, str]) -> Iterator[tuple[str, lis
             problem = f"line {i + 1} names class {int(number)}, which is not among the {len(names)} names"
             raise InputError(file, problem, "complete the names")
         yield names.get(int(number), f"class_{int(number)}"), values
+
+
+def write_yolo(what: Dataset | Iterable[Boxes], folder: str | Path) -> None:
+    """Writes a detection data set, or predictions, as `images/`, `labels/` (each split in its folder) and data.yaml.
+
+    Images are copied; of two with the same name the second becomes NAME-2. Scores of predictions are a sixth number.
+
+    Args:
+        what: A data set of image files, or answers for such files.
+        folder: A new or empty one.
+
+    Raises:
+        InputError: The folder holds something, or an image is no file.
+    """
+    import yaml
+
+    root = Path(folder)
+    images = labelled(what, root)
+    classes = what.classes if isinstance(what, Dataset) else sorted({name for i in images for name in i.target.labels})
+    numbers = {name: i for i, name in enumerate(classes)}
+    for one in images:
+        one.copy_to(root / "images" / one.split)
+        place = root / "labels" / one.split / f"{Path(one.name).stem}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{line}\n" for line in _lines(one, numbers)), encoding="utf-8")
+    splits = {split: f"images/{split}" for split in ("train", "val", "test") if any(i.split == split for i in images)}
+    text = yaml.safe_dump({**splits, "names": dict(enumerate(classes))}, sort_keys=False, allow_unicode=True)
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _lines(one: Labelled, numbers: Mapping[str, int]) -> Iterator[str]:
+    width, height = one.size
+    for i, ((x1, y1, x2, y2), name) in enumerate(zip(one.target.xyxy, one.target.labels, strict=True)):
+        values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        if len(one.scores):
+            values.append(one.scores[i])
+        yield " ".join([str(numbers[name]), *(f"{value:.8f}" for value in values)])

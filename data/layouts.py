@@ -1,8 +1,9 @@
-"""What the layouts of boxes and masks share: splits by name, image sizes by header, and checked boxes."""
+"""What the layouts of boxes and masks share: splits by name, image sizes by header, checked boxes, images to write."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from polysense.core.errors import InputError
-from polysense.data.dataset import SPLITS, BoxTarget
+from polysense.core.predictions import Boxes
+from polysense.data.dataset import SPLITS, BoxTarget, Dataset
 from polysense.data.image import ORIENTATION
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -80,5 +82,47 @@ class Faults:
             warnings.warn(f"{root}: {'; '.join(parts)}", stacklevel=3)
 
 
-def _within(value: float, largest: float) -> float:
-    return min(max(value, 0.0), largest)
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An image that is to be written with its boxes."""
+
+    image: Path
+    name: str  # of the copy; no two of a data set have the same stem
+    size: tuple[int, int]  # (width, height) of the upright image
+    target: BoxTarget
+    scores: Sequence[float]  # of predictions; empty for the truth
+    split: str  # "train", "val", "test" or ""
+
+    def copy_to(self, folder: Path) -> None:
+        """Puts the image into a folder, which is made where it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.image, folder / self.name)
+
+
+def labelled(what: Dataset | Iterable[Boxes], folder: Path) -> list[Labelled]:
+    """The images of a data set, or of predictions, and an empty folder to write them to.
+
+    Where some images have a split, those that have none count as "train".
+
+    Raises:
+        InputError: The folder holds something, or an image is no file.
+    """
+    rows: list[tuple[object, BoxTarget, Sequence[float], str]]
+    if isinstance(what, Dataset):
+        rows = [(item.source, item.target, (), item.split) for item in what.items]
+    else:
+        rows = [(one.source, BoxTarget(one.xyxy.tolist(), one.labels), one.scores.tolist(), "") for one in what]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(folder, "something is there already", "name a new folder")
+    parted = any(split for *_, split in rows)
+    counts: dict[str, int] = {}
+    found = []
+    for source, target, scores, split in rows:
+        if not isinstance(source, str | Path) or not Path(source).is_file():
+            raise InputError(source, "there is no such image file to copy", "give images that are files")
+        path = Path(source)
+        count = counts[path.stem] = counts.get(path.stem, 0) + 1
+        name = path.name if count == 1 else f"{path.stem}-{count}{path.suffix}"
+        found.append(Labelled(path, name, image_size(path), target, scores, split or ("train" if parted else "")))
+    folder.mkdir(parents=True, exist_ok=True)
+    return found

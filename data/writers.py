@@ -1,4 +1,5 @@
-"""Predictions -> one file, by its ending: .jsonl, .json, .csv, .parquet. What stands at the path is always complete.
+"""Predictions -> one file, by its ending: .jsonl, .json, .csv, .parquet, and .coco.json for boxes. What stands at the
+path is always complete.
 
 Rows are written as they come into a temporary file beside the target, which takes the target's name at the end: a run
 that fails or is stopped leaves whatever stood there before.
@@ -17,7 +18,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from polysense.core.errors import InputError
-from polysense.core.predictions import Mask, Prediction, Segments, Series
+from polysense.core.predictions import Boxes, Mask, Prediction, Segments, Series
 
 
 class Writer:
@@ -125,6 +126,24 @@ class JsonWriter(Writer):
         self.file.write("\n]\n" if self.count else "[]\n")
 
 
+class CocoWriter(Writer):
+    """COCO detection json, see `coco_content`."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._answers: list[Boxes] = []
+
+    def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
+        if not isinstance(prediction, Boxes):
+            raise InputError(self.path, "this format holds boxes, and the answers are none", "write .jsonl instead")
+        self._answers.append(prediction)
+
+    def finish(self) -> None:
+        from polysense.data.boxes_coco import coco_content
+
+        self.file.write(_dumps(coco_content(self._answers, self.path.parent)) + "\n")
+
+
 class TableWriter(Writer):
     """Base of the formats whose rows all have the same columns."""
 
@@ -193,7 +212,8 @@ class ParquetWriter(TableWriter):
         self._rows = []
 
 
-WRITERS: dict[str, type[Writer]] = {
+WRITERS: dict[str, type[Writer]] = {  # an ending that ends like another one comes before it
+    ".coco.json": CocoWriter,
     ".jsonl": JsonLinesWriter,
     ".ndjson": JsonLinesWriter,
     ".json": JsonWriter,
@@ -208,7 +228,8 @@ def open_writer(path: str | Path) -> Writer:
     Raises:
         InputError: The ending is none that can be written, or the folder cannot be written to.
     """
-    writer: Callable[[str | Path], Writer] | None = WRITERS.get(Path(path).suffix.lower())
+    name = Path(path).name.lower()
+    writer: Callable[[str | Path], Writer] | None = next((WRITERS[end] for end in WRITERS if name.endswith(end)), None)
     if writer is None:
         raise InputError(path, f"cannot write {Path(path).suffix or 'a file without ending'}",
                          f"end the name with one of {', '.join(WRITERS)}")  # fmt: skip

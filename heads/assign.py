@@ -1,6 +1,9 @@
-"""Which cell of a dense detector learns which object: task-aligned assignment (Feng et al. 2021, TOOD, section 3.2).
+"""Which answer of a detector learns which object.
 
-Shape legend: p cells of all levels, m objects of one image, k classes. Boxes are xyxy in any one unit.
+Of a dense one, many cells an object: task-aligned assignment (Feng et al. 2021, TOOD, section 3.2). Of one that answers
+with a set, one query an object: the best matching (Carion et al. 2020, DETR, section 3.1).
+
+Shape legend: p cells of all levels, q queries, m objects of one image, k classes. Boxes are xyxy in any one unit.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou, generalized_box_iou
 
 
 class Assignment(NamedTuple):
@@ -72,3 +75,53 @@ def task_aligned(
     fit, overlap = fit * mine, overlap * mine
     quality = fit / fit.amax(1, keepdim=True).clamp(min=1e-12) * overlap.amax(1, keepdim=True)
     return Assignment(owner, quality.amax(0).to(boxes.dtype))
+
+
+@torch.no_grad()
+def one_to_one(
+    scores: Float[Tensor, "q k"],
+    boxes: Float[Tensor, "q 4"],
+    valid: Bool[Tensor, " q"],
+    truth: Float[Tensor, "m 4"],
+    labels: Int[Tensor, " m"],
+    extent: Float[Tensor, " 2"],
+    *,
+    class_cost: float = 2.0,
+    corner_cost: float = 5.0,
+    overlap_cost: float = 2.0,
+) -> Int[Tensor, " q"]:
+    """For each query the object it learns, or -1: the matching of least cost by class, corners and overlap.
+
+    The cost of a class is what focal loss would gain by it (Zhu et al. 2021, Deformable DETR). With fewer queries than
+    objects, some objects stay without one.
+
+    Args:
+        scores: Probabilities.
+        boxes: Predicted boxes.
+        valid: False at queries that stand for nothing.
+        truth: Boxes of the objects; none is fine.
+        labels: Class indices of the objects.
+        extent: Width and height of the image, in the boxes' unit.
+        class_cost, corner_cost, overlap_cost: Weights.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    found = labels.new_full((len(boxes),), -1)
+    real = valid.nonzero().flatten()
+    if not len(truth) or not len(real):
+        return found
+    p = scores[real][:, labels].float().clamp(1e-8, 1 - 1e-8)
+    gain = 0.25 * (1 - p) ** 2 * -p.log() - 0.75 * p**2 * -(1 - p).log()
+    distance = torch.cdist(boxes[real] / extent.repeat(2), truth / extent.repeat(2), p=1)
+    cost = class_cost * gain + corner_cost * distance - overlap_cost * generalized_box_iou(boxes[real], truth)
+    # Infinite costs would be refused; a box without area has an overlap that is no number.
+    rows, objects = linear_sum_assignment(cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy())
+    found[real[torch.as_tensor(rows, device=real.device)]] = torch.as_tensor(objects, device=found.device)
+    return found
+
+
+def paired_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """Overlap of each box with the one beside it."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    both = (high - low).clamp(min=0).prod(1)
+    return both / (box_area(boxes) + box_area(others) - both).clamp(min=1e-9)

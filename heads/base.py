@@ -50,7 +50,7 @@ class Head(nn.Module):
     layers: tuple[int, ...]  # hidden layers of the encoder that `forward` reads beside the last one
 
     def forward(self, features: Features) -> Out:
-        """Turns features into raw outputs."""
+        """Turns features into raw outputs; in training mode also into what `loss` alone reads."""
         raise NotImplementedError
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:

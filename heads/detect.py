@@ -44,7 +44,7 @@ class DetectionConfig:
     candidates: int = 10  # cells that may learn one object
     box_weight: float = 2.0  # of the GIoU loss beside the class loss
     threshold: float = 0.3  # least score of an answer
-    nms_iou: float = 0.6  # overlap from which the less confident of two boxes of one class is dropped
+    nms_iou: float = 0.6  # overlap from which the less confident of two boxes of one class is dropped; 1: none is
     max_boxes: int = 100  # most boxes of one image
 
     def __post_init__(self) -> None:
@@ -82,7 +82,11 @@ class DetectionHead(Head):
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, p, k), "boxes" (b, p, 4), "centers" (b, p, 2) in token cells, and "valid" (b, p)."""
-        levels = [self._level(x, mask, level) for level, (x, mask) in enumerate(self.pyramid(features))]
+        return self.cells(self.pyramid(features))
+
+    def cells(self, grids: Sequence[tuple[Float[Tensor, "b c h w"], Bool[Tensor, "b 1 h w"]]]) -> Out:
+        """What the cells of all grids answer, as `forward` returns it."""
+        levels = [self._level(x, mask, level) for level, (x, mask) in enumerate(grids)]
         return {name: torch.cat([out[name] for out in levels], 1) for name in levels[0]}
 
     def _level(self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"], level: int) -> Out:
@@ -176,9 +180,12 @@ class DetectionHead(Head):
         boxes = clip_boxes_to_image(out["boxes"][cell] * cell_size + begin, size)
         solid = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0  # clipping leaves nothing of a box outside the image
         boxes, best, label = boxes[solid], best[solid], label[solid]
-        kept_boxes = batched_nms(boxes, best, label, self.config.nms_iou)[: self.config.max_boxes]
-        names = [self.config.classes[i] for i in label[kept_boxes].tolist()]
-        xyxy, confidence = boxes[kept_boxes].float().cpu().numpy(), best[kept_boxes].float().cpu().numpy()
+        chosen = torch.arange(len(boxes), device=boxes.device)
+        if self.config.nms_iou < 1:
+            chosen = batched_nms(boxes, best, label, self.config.nms_iou)
+        chosen = chosen[: self.config.max_boxes]
+        names = [self.config.classes[i] for i in label[chosen].tolist()]
+        xyxy, confidence = boxes[chosen].float().cpu().numpy(), best[chosen].float().cpu().numpy()
         return Boxes(xyxy, names, confidence, size, meta.get("source", "<memory>"))
 
 

@@ -22,6 +22,7 @@ HEAD_MODULES = {
     "point_segmentation": "polysense.heads.segment_points",
     "detection": "polysense.heads.detect",
     "queries": "polysense.heads.queries",
+    "set_detection": "polysense.heads.set_detect",
 }
 
 

@@ -73,4 +73,5 @@ _add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentat
 _add("panoptic-segmentation", "image", "queries", "panoptic", "pq", tokenizer=DENSE)
 _add("instance-segmentation", "image", "queries", "instances", "map50", tokenizer=DENSE)
 _add("object-detection", "image", "detection", "detection", "map50", tokenizer=DENSE)
+_add("object-detection-set", "image", "set_detection", "detection", "map50", tokenizer=DENSE)
 _add("forecasting", "time_series", "forecasting", "forecasting", "mse", larger_is_better=False)

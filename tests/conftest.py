@@ -48,6 +48,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "segmentation": {"classes": CLASSES, "channels": 16},
     "detection": {"classes": CLASSES, "channels": 16, "depth": 1},
     "panoptic": {"classes": CLASSES, "things": CLASSES[:1], "channels": 16, "queries": 5, "reads": 3, "heads": 2},
+    "set_detection": {"classes": CLASSES, "channels": 16, "depth": 1, "queries": 40, "decoder_layers": 1},
     "forecasting": {"horizon": HORIZON, "tokens": 7},
 }
 HEADS["instances"] = HEADS["panoptic"] | {"answer": "instance", "open_world": True, "decoder": "kmeans"}
@@ -116,7 +117,8 @@ def make_target(kind: str, meta: dict[str, Any]) -> Any:
 def build_tiny(task: str, encoder: Encoder | str, **over: Any) -> Pipeline:
     """An untrained pipeline of the task on a tiny encoder; `tokenizer` and `head` add to the usual small options."""
     what = TASKS[task]
-    front, head = dict(TOKENIZERS[what.modality]), dict(HEADS["naming" if what.head == "naming" else what.kind])
+    own = what.head in ("naming", "set_detection")  # heads that share their kind with another one
+    front, head = dict(TOKENIZERS[what.modality]), dict(HEADS[what.head if own else what.kind])
     if what.kind == "forecasting":
         front |= {"fixed_context": True, "center": "last"}
     sources = [make_table(40)] if what.modality == "tabular" else []

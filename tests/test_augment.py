@@ -5,9 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from polysense.data.dataset import BoxTarget
-from polysense.data.masks import MaskFile
+from polysense.core.errors import InputError
+from polysense.data.dataset import BoxTarget, Item
+from polysense.data.masks import IGNORE, MaskFile
+from polysense.tasks import TASKS
 from polysense.training.augment import augment
+from polysense.training.examples import varied
+from polysense.training.fit import fit
+from polysense.training.scenes import check_extras, mosaic, turn
 
 
 def picture(height=48, width=64):
@@ -112,3 +117,119 @@ def test_forecast_stays_as_it_is():
 
 def test_modality_without_augmentation_passes():
     assert augment("tabular", {"a": 1}, "x", np.random.default_rng(0)) == ({"a": 1}, "x")
+
+
+def squares(seed, side=120):
+    """A dark picture with two bright squares, and their boxes."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((side, side + 40, 3), np.uint8)
+    boxes = []
+    for left in (10, 90):
+        top, size = int(rng.integers(10, 70)), int(rng.integers(20, 40))
+        pixels[top : top + size, left : left + size] = 255
+        boxes.append((left, top, left + size, top + size))
+    return Image.fromarray(pixels), BoxTarget(boxes, ["left", "right"])
+
+
+def is_bright(value, box, shrink=0.0):
+    """Share of bright pixels in a box, its sides shortened by `shrink` at each end."""
+    x1, y1, x2, y2 = box
+    dx, dy = shrink * (x2 - x1), shrink * (y2 - y1)
+    grey = np.asarray(value.convert("L"))[round(y1 + dy) : round(y2 - dy), round(x1 + dx) : round(x2 - dx)]
+    return (grey > 200).mean()
+
+
+@pytest.mark.parametrize("extras", [("rotate",), ("shrink",), ("rotate", "shrink")])
+def test_boxes_turn_and_shrink_with_their_image(extras):
+    areas = []
+    for seed in range(12):
+        image, target = squares(seed)
+        value, moved = turn(image, target, np.random.default_rng(seed), extras)
+        again, same = turn(image, target, np.random.default_rng(seed), extras)
+        assert value.size == image.size and same == moved and np.array_equal(np.asarray(value), np.asarray(again))
+        bright = np.asarray(value.convert("L")) > 200
+        for box, name in zip(moved.xyxy, moved.labels, strict=True):
+            assert is_bright(value, box, 0.2) == 1  # the middle of the box is the square
+            x1, y1, x2, y2 = (round(v) for v in box)
+            bright[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1] = False
+            old = target.xyxy[target.labels.index(name)]
+            areas.append((box[2] - box[0]) * (box[3] - box[1]) / ((old[2] - old[0]) * (old[3] - old[1])))
+        assert not bright.any() or len(moved.labels) < 2  # nothing bright lies outside the boxes
+    if extras == ("rotate",):  # boxes around turned squares are larger, by up to a third at 10 degrees
+        assert len(areas) > 20 and min(areas) >= 0.99 and 1.1 < max(areas) < 1.4
+    if extras == ("shrink",):
+        assert len(areas) == 24 and 0.24 < min(areas) < 0.5 and max(areas) <= 1
+
+
+def test_boxes_that_turn_out_of_the_frame_are_gone():
+    pixels = Image.new("RGB", (400, 60))
+    target = BoxTarget([(0, 0, 12, 12), (190, 20, 210, 40)], ["corner", "middle"])
+    kept = [turn(pixels, target, np.random.default_rng(seed), ("rotate",))[1] for seed in range(20)]
+    assert all("middle" in one.labels for one in kept)
+    assert {"corner" in one.labels for one in kept} == {True, False}
+    for one in kept:
+        boxes = np.array(one.xyxy)
+        assert (boxes >= 0).all() and (boxes[:, [0, 2]] <= 400).all() and (boxes[:, [1, 3]] <= 60).all()
+
+
+@pytest.mark.parametrize("extras", [("rotate", "shrink"), ("rotate", "shrink", "mosaic")])
+def test_masks_turn_and_shrink_with_their_image(extras):
+    image, mask = picture(96, 128)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        value, moved = varied("image", Item(image, mask), rng, extras)
+        if "mosaic" in extras:
+            value, moved = mosaic([(value, moved)] + [varied("image", Item(image, mask), rng, extras)] * 3, rng)
+        grey = np.asarray(value.convert("L")).astype(int)
+        assert moved.shape == grey.shape and set(np.unique(moved)) <= {0, 1, IGNORE} and moved.dtype == mask.dtype
+        wrong = ((grey > 150) & (moved == 0)) | ((grey < 60) & (moved == 1))
+        assert wrong.mean() < 0.02 and (moved == 1).mean() > 0.05  # 40 and 200 before colours shifted
+    turned, ignored = turn(image, mask, np.random.default_rng(5), ("rotate",))
+    assert ignored[0, 0] == IGNORE or ignored[0, -1] == IGNORE  # corners that came in show nothing
+    assert np.asarray(turned)[0, 0].tolist() == [124, 116, 104] or np.asarray(turned)[0, -1].tolist() == [124, 116, 104]
+
+
+def test_mosaic_has_the_boxes_of_four_pictures():
+    lengths = []
+    for seed in range(8):
+        parts = [squares(10 * seed + i, 100 + 20 * i) for i in range(4)]
+        value, target = mosaic(parts, np.random.default_rng(seed))
+        again, _ = mosaic(parts, np.random.default_rng(seed))
+        assert value.size == parts[0][0].size and np.array_equal(np.asarray(value), np.asarray(again))
+        lengths.append(len(target.labels))
+        rest = np.asarray(value.convert("L")) > 200
+        for box in target.xyxy:
+            assert 0 <= box[0] < box[2] <= value.width + 1e-3 and 0 <= box[1] < box[3] <= value.height + 1e-3
+            assert is_bright(value, box, 0.1) > 0.9
+            x1, y1, x2, y2 = (round(v) for v in box)
+            rest[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1] = False
+        assert rest.mean() < 0.02  # what is bright and in no box was too little of a square
+    assert min(lengths) >= 2 and max(lengths) > 4
+    empty = [(Image.new("RGB", (1, 3)), BoxTarget([], []))] * 4  # a tiny picture has a mosaic too
+    assert mosaic(empty, np.random.default_rng(0))[1] == BoxTarget([], [])
+
+
+def test_examples_draw_mosaics_from_the_others(build):
+    from polysense.training.examples import FileExamples
+
+    tokenizer = build("object-detection").tokenizer
+    items = [Item(*squares(seed)) for seed in range(6)]
+    examples = FileExamples(items, tokenizer, "image", True, ("mosaic",))
+    counts = [len(examples.train(0, np.random.default_rng(seed))[0][1].labels) for seed in range(16)]
+    assert max(counts) > 2  # more than one picture holds
+    plain = FileExamples(items, tokenizer, "image", True)
+    assert max(len(plain.train(0, np.random.default_rng(seed))[0][1].labels) for seed in range(16)) <= 2
+    first, second = (examples.train(1, np.random.default_rng(3))[0] for _ in range(2))
+    assert first[1] == second[1] and torch.equal(first[0].data["image"], second[0].data["image"])
+
+
+def test_extras_that_do_not_suit_are_one_clear_sentence(tmp_path):
+    check_extras(TASKS["object-detection-set"], ("rotate", "shrink", "mosaic"))
+    check_extras(TASKS["image-classification"], ("rotate",))
+    for task, names, problem in (("object-detection", ["spin"], "choose from rotate, shrink, mosaic"),
+                                 ("audio-classification", ["rotate"], "it is for images"),
+                                 ("image-classification", ["mosaic"], "no single answer")):  # fmt: skip
+        with pytest.raises(InputError, match=problem):
+            fit(task, tmp_path, tmp_path / "out", augment_with=names)
+    with pytest.raises(InputError, match="turned off"):
+        fit("object-detection", tmp_path, tmp_path / "out", augment_with=["rotate"], augment=False)

@@ -98,7 +98,7 @@ def test_a_failed_run_leaves_what_was_there(tmp_path: Path, ending: str) -> None
     out = tmp_path / f"out{ending}"
     out.write_text("before")
     with pytest.raises(RuntimeError, match="stop"), open_writer(out) as writer:
-        writer.write(ANSWERS["mask"])
+        writer.write(ANSWERS["boxes" if ending == ".coco.json" else "mask"])
         raise RuntimeError("stop")
     assert out.read_text() == "before"
     assert list(tmp_path.iterdir()) == [out]
@@ -111,6 +111,8 @@ def test_no_answer_is_a_valid_file(tmp_path: Path, ending: str) -> None:
         pass
     if ending == ".json":
         assert json.loads(out.read_text()) == []
+    elif ending == ".coco.json":
+        assert json.loads(out.read_text()) == {"images": [], "categories": [], "annotations": []}
     elif ending == ".csv":
         assert next(csv.reader(out.open())) == ["source", "answer", "confidence"]
     elif ending == ".parquet":

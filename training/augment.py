@@ -8,7 +8,7 @@ Shape legend: h, w pixels; n points; t time steps; c channels, coordinates or va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ AUGMENTATIONS: Registry[Augmentation] = Registry("modality to augment")
 KEPT_AREA = 0.3  # share of a box that must survive a crop, else the box is gone
 
 
-def augment(modality: str, value: Any, target: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+def augment(
+    modality: str, value: Any, target: Any, rng: np.random.Generator, extras: Sequence[str] = ()
+) -> tuple[Any, Any]:
     """Changes one input and its target at random; modalities without augmentation come back as they are.
 
     Args:
@@ -34,7 +36,12 @@ def augment(modality: str, value: Any, target: Any, rng: np.random.Generator) ->
         value: PIL image; points (n, 3 or more); (waveform, rate) or waveform; series (t, c).
         target: As `Item.target`: a class name, `BoxTarget`, mask …
         rng: The only source of randomness.
+        extras: Names in `training.scenes.EXTRAS` of what is done to images before.
     """
+    if modality == "image" and {"rotate", "shrink"} & set(extras):
+        from polysense.training.scenes import turn
+
+        value, target = turn(value, target, rng, extras)
     return AUGMENTATIONS[modality](value, target, rng) if modality in AUGMENTATIONS else (value, target)
 
 
@@ -43,7 +50,7 @@ def augment_image(value: Image.Image, target: Any, rng: np.random.Generator) -> 
     """Mirrors, crops 40 to 100% of the area at nearly the same aspect, and shifts brightness, contrast and colour."""
     image = T.to_image(value.convert("RGB"))
     target = read_segments(target) if isinstance(target, SegmentSource) else target
-    mask = _mask(target, value)
+    mask = mask_of(target, value)
     boxes = np.array(target.xyxy, np.float32).reshape(-1, 4) if isinstance(target, BoxTarget) else None
     if rng.random() < 0.5:
         image = T.horizontal_flip(image)
@@ -58,11 +65,11 @@ def augment_image(value: Image.Image, target: Any, rng: np.random.Generator) -> 
         cut = np.ascontiguousarray(mask[top : top + height, left : left + width])
         target = SegmentTarget(cut, target.labels) if isinstance(target, SegmentTarget) else cut
     elif boxes is not None:
-        target = _cropped_boxes(boxes, target.labels, (left, top, width, height))
+        target = cropped_boxes(boxes, target.labels, (left, top, width, height))
     return T.to_pil_image(image), target
 
 
-def _mask(target: Any, value: Image.Image) -> np.ndarray | None:
+def mask_of(target: Any, value: Image.Image) -> np.ndarray | None:
     """The target as an array where it is a mask or holds segments: class names and numbers do not."""
     if isinstance(target, SegmentTarget):
         return target.index
@@ -86,7 +93,7 @@ def _crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, 
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def _cropped_boxes(boxes: np.ndarray, labels: Any, window: tuple[int, int, int, int]) -> BoxTarget:
+def cropped_boxes(boxes: np.ndarray, labels: Any, window: tuple[float, float, float, float]) -> BoxTarget:
     """Boxes in a crop (left, top, width, height); those of which little is left are gone."""
     left, top, width, height = window
     moved = boxes - np.array([left, top, left, top], np.float32)

@@ -38,10 +38,26 @@ class Examples(Protocol):
 
 
 class FileExamples:
-    """Items read by the tokenizer; decoded samples stay in memory while they fit."""
+    """Items read by the tokenizer; decoded samples stay in memory while they fit.
 
-    def __init__(self, items: Sequence[Item], tokenizer: Tokenizer, modality: str, augment: bool = False) -> None:
+    Args:
+        items: What to read.
+        tokenizer: Reads it.
+        modality: Of the items.
+        augment: Vary what is learnt from.
+        extras: Names in `training.scenes.EXTRAS` of what augmentation does beside the usual.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        tokenizer: Tokenizer,
+        modality: str,
+        augment: bool = False,
+        extras: Sequence[str] = (),
+    ) -> None:
         self.items, self.tokenizer, self.modality, self.augment = list(items), tokenizer, modality, augment
+        self.extras = tuple(extras)
         self._cache: dict[int, list[Sample]] = {}
         self._bytes = 0
 
@@ -53,12 +69,21 @@ class FileExamples:
         if not self.augment:
             parts = self._parts(i)
             return [(parts[int(rng.integers(len(parts)))], item.target)]
-        value, target = varied(self.modality, item, rng)
+        value, target = self._varied(i, rng)
         sample = self.tokenizer.read(value)
         if isinstance(item.source, str | Path):
             sample = replace(sample, source=str(item.source))
         parts = self.tokenizer.split(sample)
         return [(parts[int(rng.integers(len(parts)))], target)]
+
+    def _varied(self, i: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        if "mosaic" in self.extras:
+            from polysense.training.scenes import MOSAIC, mosaic
+
+            if rng.random() < MOSAIC:
+                chosen = [i, *rng.integers(len(self), size=3).tolist()]
+                return mosaic([varied(self.modality, self.items[j], rng, self.extras) for j in chosen], rng)
+        return varied(self.modality, self.items[i], rng, self.extras)
 
     def whole(self, i: int) -> tuple[list[Sample], Any]:
         return self._parts(i), self.items[i].target
@@ -74,14 +99,14 @@ class FileExamples:
         return parts
 
 
-def varied(modality: str, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
+def varied(modality: str, item: Item, rng: np.random.Generator, extras: Sequence[str] = ()) -> tuple[Any, Any]:
     """An item's input, decoded and augmented, in a form that the tokenizer reads; and its target."""
     from polysense.training.augment import augment
 
     if modality == "image":
         from polysense.data.image import read_image
 
-        return augment(modality, read_image(item.source), item.target, rng)
+        return augment(modality, read_image(item.source), item.target, rng, extras)
     if modality == "audio":
         from polysense.data.audio import read_audio
 

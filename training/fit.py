@@ -7,7 +7,7 @@ descent with early stopping. The encoder is never touched.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def fit(
     val_share: float = 0.15,
     patience: int = 4,
     augment: bool | None = None,
+    augment_with: Sequence[str] = (),
     train: str = "tokenizer+head",
     method: str = "head",
     adapter_options: Mapping[str, Any] | None = None,
@@ -103,6 +104,7 @@ def fit(
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
         augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
+        augment_with: Names in `training.scenes.EXTRAS` of what is done to images beside the usual ways to vary them.
         train: "tokenizer+head" or "head": what learns beside an adapter.
         method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
             encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
@@ -128,6 +130,11 @@ def fit(
     what = TASKS[task]
     if what.kind in ("embedding", "meaning") or what.head == "naming":
         raise InputError(task, "it learns nothing from labels", "choose a task such as image-classification")
+    if augment_with:
+        from polysense.training.scenes import check_extras
+
+        check_extras(what, augment_with, augment)
+        augment = True
     start = clock.perf_counter()
     sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders,
                            ignore=ignore, column=(tokenizer_options or {}).get("column"))  # fmt: skip
@@ -144,8 +151,9 @@ def fit(
     if epochs is None:
         epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
-                        settled_lr=settled_lr, patience=patience, train=train, augment=augment, seed=seed)  # fmt: skip
-    learning = sources.examples(pipeline.tokenizer, "train", recipe.augment)
+                        settled_lr=settled_lr, patience=patience, train=train, augment=augment,
+                        augment_with=tuple(augment_with), seed=seed)  # fmt: skip
+    learning = sources.examples(pipeline.tokenizer, "train", recipe.augment, recipe.augment_with)
     validation = sources.examples(pipeline.tokenizer, "val")
     if not len(learning):
         raise InputError(data, "its training part is empty", "give examples to learn from")

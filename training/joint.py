@@ -34,6 +34,7 @@ class Recipe:
     least_steps: int = 10  # and at least: tiny data sets are passed over several times
     train: str = "tokenizer+head"  # or "head"
     augment: bool = False
+    augment_with: tuple[str, ...] = ()  # beside the usual: names in `training.scenes.EXTRAS`
     average: float = 0.0  # decay, a step, of a moving average of the weights, which is what is measured and kept
     seed: int = 0
 

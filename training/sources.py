@@ -42,7 +42,9 @@ class Sources(Protocol):
     def with_validation(self, share: float, seed: int) -> Sources:
         """The same data with a "train" and a "val" part."""
 
-    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> Examples: ...
+    def examples(
+        self, tokenizer: Tokenizer, split: str, augment: bool = False, extras: Sequence[str] = ()
+    ) -> Examples: ...
 
     def head_options(self) -> dict[str, Any]:
         """What a head must be told (classes, names …)."""
@@ -105,8 +107,10 @@ class FileSources:
     def with_validation(self, share: float, seed: int) -> FileSources:
         return FileSources(self.dataset.with_validation(share, seed), self.task, self.options)
 
-    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> FileExamples:
-        return FileExamples(self.dataset.part(split), tokenizer, self.task.modality, augment)
+    def examples(
+        self, tokenizer: Tokenizer, split: str, augment: bool = False, extras: Sequence[str] = ()
+    ) -> FileExamples:
+        return FileExamples(self.dataset.part(split), tokenizer, self.task.modality, augment, extras)
 
     def head_options(self) -> dict[str, Any]:
         if self.task.modality == "video":  # what moves tells more than the one strongest token
@@ -210,7 +214,9 @@ class TableSources:
             return [str(value) for value in as_text(frame[self.names[0]])]
         return cast(list[Any], frame[list(self.names)].astype(float).to_dict("records"))
 
-    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> TableExamples:
+    def examples(
+        self, tokenizer: Tokenizer, split: str, augment: bool = False, extras: Sequence[str] = ()
+    ) -> TableExamples:
         frame = self._rows(split)
         return TableExamples(frame.drop(columns=list(self.names)), self._targets(frame), tokenizer)
 
@@ -323,7 +329,9 @@ class SeriesSources:
         times = None if frame.times is None else frame.times[:last]
         return replace(frame, values=frame.values[:last], times=times), ends
 
-    def examples(self, tokenizer: Tokenizer, split: str, augment: bool = False) -> WindowExamples:
+    def examples(
+        self, tokenizer: Tokenizer, split: str, augment: bool = False, extras: Sequence[str] = ()
+    ) -> WindowExamples:
         parts = [self._part(frame, split) for frame in self.frames]
         if split == "train":
             parts += [self._cut(frame, None, len(frame.values), self.most_extra) for frame in self.extra]
