@@ -134,6 +134,33 @@ def predict(
 
 
 @app.command()
+def detect(
+    inputs: Inputs,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGE:X1,Y1,X2,Y2=NAME", help="An example: what to find, and its box in pixels."),
+    ] = None,
+    words: Annotated[str | None, typer.Option(help='Classes by name, "dog, cat | kitten", or a .txt file.')] = None,
+    proposals: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="A detector that says where objects are (default: windows).")
+    ] = None,
+    trained: Annotated[bool, typer.Option(help="Find that detector's own classes too.")] = True,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of an answer.")] = None,
+    out: Out = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Finds objects in images: more of what --like shows in an example, or what --words name."""
+    from polysense.apps.detect import detect as run
+
+    code = run(inputs, like=like or (), words=words, proposals=proposals, trained=trained, threshold=threshold, out=out,
+               pictures=pictures, skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
 def embed(
     inputs: Inputs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,

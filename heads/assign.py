@@ -125,3 +125,19 @@ def paired_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "n 4"]) -> Flo
     low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
     both = (high - low).clamp(min=0).prod(1)
     return both / (box_area(boxes) + box_area(others) - both).clamp(min=1e-9)
+
+
+@torch.no_grad()
+def overlaps(
+    boxes: Float[Tensor, "p 4"], centers: Float[Tensor, "p 2"], truth: Float[Tensor, "m 4"]
+) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
+    """The overlap of each cell's box with the smallest object that its centre lies in (else the one it overlaps most),
+    and whether it lies in one."""
+    if not len(truth):
+        return boxes.new_zeros(len(boxes)), boxes.new_zeros(len(boxes), dtype=torch.bool)
+    overlap = box_iou(truth, boxes).nan_to_num(0.0)
+    inside = ((centers > truth[:, None, :2]) & (centers < truth[:, None, 2:])).all(-1)
+    area = (truth[:, 2:] - truth[:, :2]).prod(1, keepdim=True)
+    owner = torch.where(inside, area, torch.inf).argmin(0)
+    mine = overlap.gather(0, owner[None])[0]
+    return torch.where(inside.any(0), mine, overlap.amax(0)), inside.any(0)

@@ -3,6 +3,10 @@
 Each cell of the token grid, and of finer grids upsampled from it, predicts class scores that also say how well its box
 fits (Li et al. 2020, generalised focal loss), and one box, in units of token cells: x / width * columns.
 
+With `objectness` one more output says how well the box fits, whatever it holds. It learns on labelled objects alone
+(Kim et al. 2022, OLN), so that what nobody labelled is never called background; the class scores, for which it is,
+learn from features that they cannot change (Wu et al. 2023, SWORD). `propose` answers with boxes of any class.
+
 Shape legend: b batch, d width, c channels, h rows and w columns of the padded token grid, p cells of all levels,
 m boxes of one image, k classes.
 """
@@ -12,20 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, nms
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes, Prediction
 from polysense.core.types import Features
 from polysense.data.dataset import BoxTarget
-from polysense.heads.assign import task_aligned
+from polysense.heads.assign import overlaps, task_aligned
 from polysense.heads.base import HEADS, Head, Out
 from polysense.heads.grid import MaskedBlock, Pyramid, sample_grid, sample_window
 from polysense.heads.tiles import join_cells, merge_windows, merge_windows_meta
@@ -43,6 +47,7 @@ class DetectionConfig:
     fine: tuple[int, ...] = ()  # channels of the tokenizer's finer maps that those levels read, coarse to fine
     candidates: int = 10  # cells that may learn one object
     box_weight: float = 2.0  # of the GIoU loss beside the class loss
+    objectness: bool = False  # also learn how well a box fits whatever it holds, for objects of no class: `propose`
     threshold: float = 0.3  # least score of an answer
     nms_iou: float = 0.6  # overlap from which the less confident of two boxes of one class is dropped; 1: none is
     max_boxes: int = 100  # most boxes of one image
@@ -52,6 +57,14 @@ class DetectionConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.levels < 0:
             object.__setattr__(self, "levels", len(self.fine) or 2)
+
+
+class Proposals(NamedTuple):
+    """Boxes of one image that may hold an object of any class, in pixels of the original."""
+
+    boxes: Float[Tensor, "n 4"]
+    objectness: Float[Tensor, " n"]  # 0 to 1
+    known: Float[Tensor, "n k"]  # scores of the trained classes
 
 
 @HEADS.register("detection")
@@ -73,6 +86,7 @@ class DetectionHead(Head):
         self.box_branch = nn.ModuleList(MaskedBlock(channels) for _ in range(config.depth))
         self.classify = nn.Conv2d(channels, len(config.classes), 1)
         self.regress = nn.Conv2d(channels, 4, 1)
+        self.objectness = nn.Conv2d(channels, 1, 1) if config.objectness else None
         # Larger objects suit coarser cells; each level learns its own typical size.
         self.sizes = nn.Parameter(torch.full((config.levels, 2), math.log(2.0)))
         nn.init.normal_(self.classify.weight, std=0.01)
@@ -90,7 +104,7 @@ class DetectionHead(Head):
         return {name: torch.cat([out[name] for out in levels], 1) for name in levels[0]}
 
     def _level(self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"], level: int) -> Out:
-        what = where = x
+        what, where = (x if self.objectness is None else x.detach()), x
         for block in self.class_branch:
             what = block(what, mask)
         for block in self.box_branch:
@@ -103,12 +117,15 @@ class DetectionHead(Head):
         # Centre and size, not four distances: a cell beside a very small object can reach it, and no box is inside out.
         middle = centers + raw[..., :2] * cell
         half = (raw[..., 2:] + self.sizes[level]).clamp(-6, 6).exp() * (cell / 2)
-        return {
+        out = {
             "logits": self.classify(what).float().flatten(2).transpose(1, 2),
             "boxes": torch.cat([middle - half, middle + half], -1),
             "centers": centers.expand(b, -1, -1),
             "valid": mask.flatten(1),
         }
+        if self.objectness is not None:
+            out["objectness"] = self.objectness(where).float().flatten(1)
+        return out
 
     def targets(self, labels: Sequence[BoxTarget], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Pads the boxes of each image: "boxes" (b, m, 4) in token cells and "labels" (b, m) int64, -1 where none.
@@ -134,10 +151,11 @@ class DetectionHead(Head):
         return {"boxes": boxes, "labels": classes}
 
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
-        """Quality focal loss over all cells and GIoU loss over those that learn an object."""
+        """Quality focal loss over all cells and GIoU loss over those that learn an object; with `objectness` also the
+        cross entropy between it and the overlap of a cell's box with the object that the cell lies in."""
         device = out["logits"].device
         truth, labels = target["boxes"].to(device), target["labels"].to(device)
-        class_losses, box_losses, total = [], [], 0
+        class_losses, box_losses, fit_losses, total = [], [], [], 0
         for i in range(len(truth)):
             own = labels[i] >= 0
             logits, boxes, valid = out["logits"][i], out["boxes"][i], out["valid"][i]
@@ -153,10 +171,20 @@ class DetectionHead(Head):
             # Unweighted: weighting by quality would leave a first poor box poor, above all a small one.
             box_losses.append(generalized_box_iou_loss(boxes[cells], truth[i][own][objects], reduction="sum"))
             total += len(cells)
+            if "objectness" in out:
+                fits, inside = overlaps(boxes, out["centers"][i], truth[i][own])
+                learning = (inside | (found.object >= 0)) & valid
+                fit = F.binary_cross_entropy_with_logits(out["objectness"][i], fits, reduction="none")
+                fit_losses.append(fit[learning])
         share = 1.0 / max(total, 1)
         class_loss, box_loss = torch.stack(class_losses).sum() * share, torch.stack(box_losses).sum() * share
         loss = class_loss + self.config.box_weight * box_loss
-        return {"loss": loss, "class": class_loss.detach(), "box": box_loss.detach()}
+        parts = {"class": class_loss.detach(), "box": box_loss.detach()}
+        if fit_losses:
+            all_fit = torch.cat(fit_losses)
+            fit_loss = all_fit.sum() / max(len(all_fit), 1)
+            loss, parts["objectness"] = loss + fit_loss, fit_loss.detach()
+        return {"loss": loss, **parts}
 
     def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Windows of one large image become one set of cells; each place belongs to the window it is most inside."""
@@ -169,6 +197,34 @@ class DetectionHead(Head):
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         """`Boxes` over the threshold after non-maximum suppression per class, clipped to the original image."""
         return [self._decode_one({name: tensor[i] for name, tensor in out.items()}, m) for i, m in enumerate(meta)]
+
+    @torch.no_grad()
+    def propose(
+        self, out: Out, meta: Sequence[Mapping[str, Any]], most: int = 200, nms_iou: float = 0.7
+    ) -> list[Proposals]:
+        """Boxes of whatever may be an object, best first: by `objectness`, else by the best class score.
+
+        Args:
+            out, meta: As for `decode`.
+            most: Boxes of one image.
+            nms_iou: Overlap from which the lesser of two boxes is dropped, whatever their classes.
+        """
+        return [self._propose_one({name: tensor[i] for name, tensor in out.items()}, m, most, nms_iou)
+                for i, m in enumerate(meta)]  # fmt: skip
+
+    def _propose_one(self, out: Out, meta: Mapping[str, Any], most: int, nms_iou: float) -> Proposals:
+        known = out["logits"].sigmoid()
+        fit = out["objectness"].sigmoid() if "objectness" in out else known.amax(1)
+        fit = fit.masked_fill(~out["valid"], 0.0)
+        best, cell = fit.topk(min(10 * most, len(fit)))
+        begin, cell_size = (t.to(fit.device) for t in _cells(meta))
+        boxes = clip_boxes_to_image(
+            out["boxes"][cell] * cell_size + begin, (int(meta["size"][0]), int(meta["size"][1]))
+        )
+        solid = ((boxes[:, 2:] - boxes[:, :2]).amin(1) > 0) & (best > 0)
+        boxes, best, cell = boxes[solid], best[solid], cell[solid]
+        kept = nms(boxes, best, nms_iou)[:most]
+        return Proposals(boxes[kept], best[kept], known[cell[kept]])
 
     def _decode_one(self, out: Out, meta: Mapping[str, Any]) -> Boxes:
         size = (int(meta["size"][0]), int(meta["size"][1]))

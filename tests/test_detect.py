@@ -9,7 +9,7 @@ import torch
 from polysense.core.errors import InputError
 from polysense.core.types import Features, Tokens
 from polysense.data.dataset import BoxTarget
-from polysense.heads.assign import task_aligned
+from polysense.heads.assign import overlaps, task_aligned
 from polysense.heads.base import HEADS
 from polysense.heads.detect import DetectionConfig, DetectionHead, quality_focal
 from polysense.training.metrics import score
@@ -166,3 +166,63 @@ def test_quality_focal_is_least_at_the_wanted_score():
     wanted = torch.full_like(logits, 0.7)
     best = logits[quality_focal(logits, wanted).argmin()].sigmoid()
     assert float(best) == pytest.approx(0.7, abs=0.03)
+
+
+def test_objectness_learns_beside_classes_that_change_nothing_shared():
+    model = head(objectness=True)
+    out = model(features(padding=float("nan")))
+    losses = model.loss(out, model.targets(TARGETS, META))
+    losses["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert losses["objectness"] > 0 and model.objectness.weight.grad.abs().sum() > 0
+    model.zero_grad()
+    model(features())["logits"].sum().backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if n.startswith("pyramid"))
+    assert all(p.grad is not None for n, p in model.named_parameters() if n.startswith("classify"))
+
+
+def test_objectness_is_not_asked_for_where_nobody_labelled():
+    """What stands outside every labelled object has no part in its loss."""
+    model = head(objectness=True)
+    target = model.targets([BoxTarget([(0, 0, 102, 120)], ["a"])], META[:1])
+    out = model(features(GRIDS[:1]))
+    inside = (out["centers"] < torch.tensor([3.0, 4.0])).all(-1)
+    outside = {**out, "objectness": torch.where(inside, out["objectness"], 9.0)}
+    within = {**out, "objectness": torch.where(inside, 9.0, out["objectness"])}
+    plain = model.loss(out, target)["objectness"]
+    assert inside.any() and not inside.all()
+    assert model.loss(outside, target)["objectness"] == plain != model.loss(within, target)["objectness"]
+
+
+def test_overlaps_take_the_smallest_object_around_a_cell():
+    truth = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 2.0, 2.0]])
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0], [2.0, 0.0, 6.0, 4.0]])
+    fits, inside = overlaps(boxes, torch.tensor([[1.0, 1.0], [3.0, 3.0], [5.0, 1.0], [5.0, 1.0]]), truth)
+    assert inside.tolist() == [True, True, False, False]
+    assert fits.tolist() == pytest.approx([1.0, 1.0, 0.0, 8 / 24])
+    assert overlaps(boxes, boxes[:, :2], truth[:0])[1].sum() == 0
+
+
+def test_the_default_head_is_the_one_that_old_bundles_hold():
+    old = {name: value for name, value in head().config_dict().items() if name != "objectness"}
+    assert DetectionConfig(**json.loads(json.dumps(old))) == head().config
+    assert not any("objectness" in name for name in head().state_dict())
+    assert "objectness" not in head()(features())
+
+
+@pytest.mark.parametrize("objectness", [False, True])
+def test_proposals_are_ranked_and_do_not_depend_on_the_batch(objectness):
+    model = head(objectness=objectness).eval()
+    with torch.no_grad():
+        together = model.propose(model(features(padding=float("nan"))), META, most=9)
+        for found, grid, meta in zip(together, GRIDS, META, strict=True):
+            out = model(features([grid]))
+            alone = model.propose(out, [meta], most=9)[0]
+            for one, other in zip(found, alone, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+            ranks = out["objectness"].sigmoid() if objectness else out["logits"].sigmoid().amax(-1)
+            assert found.objectness[0] == pytest.approx(float(ranks.max()), abs=1e-5)
+            assert len(found.boxes) <= 9 and (found.objectness.diff() <= 0).all()
+            assert found.known.shape == (len(found.boxes), 2)
+            assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= meta["size"][1]).all()
