@@ -1,4 +1,4 @@
-"""Table rows -> tokens: one per column, as the FT-Transformer has it, or their sum.
+"""Table rows -> tokens: one per column, as the FT-Transformer has it, or their sum; columns may be mixed before.
 
 Shape legend: b batch, n rows, c columns in use (c_n numbers and dates, c_c categories, c_d dates), t bins, d width.
 """
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polysense.core.errors import InputError
 from polysense.core.types import Sample, Tokens
 from polysense.data.table import is_headerless, read_table, require_columns
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of
+from polysense.tokenizers.tabular_mixer import HEADS, MIXERS, ColumnMixer
 from polysense.tokenizers.tabular_schema import (
     Column,
     as_column,
@@ -51,6 +52,8 @@ class TabularConfig:
     bins: int = 16  # quantile bins of the piecewise-linear encoding of numbers
     boost: bool = False  # a fit grows boosted trees, whose answers become one more token
     forest: tuple[int, ...] = ()  # trees, nodes a tree, margins; filled in when they have grown
+    mixer: Literal["none", "heterogeneous", "hiformer"] = "none"  # what lets columns see each other, see tabular_mixer
+    mixer_rank: int = 32  # of the mixer's products
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(as_column(column) for column in self.columns))  # dicts after JSON
@@ -61,6 +64,10 @@ class TabularConfig:
             raise ValueError(f"unknown tokens {self.tokens!r}; choose columns or row")
         if self.bins < 1:
             raise ValueError(f"bins must be at least 1, got {self.bins}")
+        if self.mixer not in MIXERS:
+            raise ValueError(f"unknown mixer {self.mixer!r}; choose one of: {', '.join(MIXERS)}")
+        if self.mixer_rank < 1 or self.mixer_rank % HEADS:
+            raise ValueError(f"mixer_rank must be a positive multiple of {HEADS}, got {self.mixer_rank}")
 
 
 @TOKENIZERS.register("tabular")
@@ -100,6 +107,8 @@ class TabularTokenizer(Tokenizer):
             with torch.no_grad():
                 self.category.weight[self.offsets] = 0
                 self.category.weight[self.offsets + 1] = 0
+        mixed = (len(self.used), config.width, config.mixer_rank)
+        self.mixer = ColumnMixer(config.mixer, *mixed) if config.mixer != "none" else None
         self.trees = TreeToken(config.forest, config.width) if config.forest else None
 
     order: Tensor
@@ -206,6 +215,8 @@ class TabularTokenizer(Tokenizer):
         if self.categories:
             parts.append(self.category(batch["categories"] + self.offsets))
         x = torch.cat(parts, 1)[:, self.order] + self.bias
+        if self.mixer is not None:
+            x = self.mixer(x, self.present(batch))
         if self.config.tokens == "row":
             x = x.sum(1, keepdim=True) * len(self.used) ** -0.5
         if self.trees is not None:
@@ -214,6 +225,16 @@ class TabularTokenizer(Tokenizer):
             x = torch.cat([x, self.trees(margins)], 1)
         pos = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[None, :, None].expand(len(x), -1, -1)
         return Tokens(x, None, pos)
+
+    def present(self, batch: Batch) -> Bool[Tensor, "b c"]:
+        """Which columns have a value."""
+        parts = [~batch["numbers"].isnan()] if self.numbers else []
+        parts += [batch["categories"] != 0] if self.categories else []
+        return torch.cat(parts, 1)[:, self.order]
+
+    @property
+    def must_learn(self) -> bool:
+        return self.mixer is not None
 
     def tree_inputs(self, batch: Batch) -> Float[Tensor, "b f"]:
         """What trees cut: numbers (NaN where missing), parts of dates, and categories by rank."""

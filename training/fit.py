@@ -86,7 +86,8 @@ def fit(
         out: Bundle folder to write; an existing bundle is replaced when training has ended.
         target, time, horizon, context, borders, ignore: See `open_sources`.
         encoder: A spec of `polysense.load_encoder`.
-        epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere.
+        epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere and for
+            tables whose columns are mixed.
         max_minutes: Of joint training at most.
         batch_size: Examples a step; by default one that suits the modality.
         lr: Learning rate.
@@ -123,8 +124,7 @@ def fit(
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
-    if epochs is None:
-        epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
+    epochs = usual_epochs(pipeline) if epochs is None else epochs
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
                         settled_lr=settled_lr, patience=patience, train=train, augment=augment, seed=seed)  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment)
@@ -141,6 +141,12 @@ def fit(
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path)
+
+
+def usual_epochs(pipeline: Pipeline) -> int:
+    """Of joint training where none are asked for."""
+    solved = can_probe(pipeline.head) and not pipeline.tokenizer.must_learn
+    return EPOCHS.get(pipeline.modality, USUAL_EPOCHS) if solved else USUAL_EPOCHS
 
 
 def recipe_for(task: Task, **options: Any) -> Recipe:
