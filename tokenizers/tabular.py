@@ -47,6 +47,7 @@ class TabularConfig:
     width: int = 192  # token width, the encoder's
     columns: tuple[Column, ...] = ()  # the schema
     targets: tuple[str, ...] = ()  # columns that are answers, never inputs
+    known: tuple[str, ...] = ()  # answers that a row may hold measured values of, for heads that use them
     names: tuple[str, ...] = ()  # all columns of the training table in order, for files without a header
     tokens: Literal["columns", "row"] = "columns"  # one token per column, or their sum as one (cheap)
     bins: int = 16  # quantile bins of the piecewise-linear encoding of numbers
@@ -58,6 +59,7 @@ class TabularConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(as_column(column) for column in self.columns))  # dicts after JSON
         object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "known", tuple(self.known))
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "forest", tuple(self.forest))
         if self.tokens not in ("columns", "row"):
@@ -155,13 +157,28 @@ class TabularTokenizer(Tokenizer):
     def read_all(self, source: Any) -> Iterator[Sample]:
         """Every row of a table, which is encoded once; samples are views. They are called "file.csv#0", "file.csv#1" …
 
+        Measured values of answers (`TabularConfig.known`) are in a row's `meta["known"]`.
+
         Raises:
             InputError: The table cannot be read, a column is missing, or a value is of the wrong kind.
         """
         name = str(source) if isinstance(source, str | Path) else MEMORY
-        data = self.encode(read_table(source), name)
+        frame = read_table(source)
+        data, known = self.encode(frame, name), self.known(frame, name)
         for row, values in enumerate(zip(*data.values(), strict=True)):
-            yield Sample(dict(zip(data, values, strict=True)), f"{name}#{row}", {"row": row})
+            meta = {"row": row} | ({"known": known[row]} if known else {})
+            yield Sample(dict(zip(data, values, strict=True)), f"{name}#{row}", meta)
+
+    def known(self, frame: pd.DataFrame, source: object) -> list[dict[str, float]]:
+        """The measured answers that each row holds; nothing where the table has no such column.
+
+        Raises:
+            InputError: A value is no number.
+        """
+        columns = {name: to_numbers(frame[name], name, source) for name in self.config.known if name in frame.columns}
+        rows = zip(*columns.values(), strict=True)
+        return [{name: float(value) for name, value in zip(columns, row, strict=True) if np.isfinite(value)}
+                for row in rows]  # fmt: skip
 
     def encode(self, frame: pd.DataFrame, source: object = MEMORY) -> dict[str, Tensor]:
         """All rows as tensors that `forward` takes, any of whose rows may be picked.

@@ -26,7 +26,7 @@ from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
-from polysense.training.probe import Probed, can_probe, pooled_features, probe, solve_again
+from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
@@ -172,6 +172,8 @@ def build_for(
         series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
         head["tokens"] = series.token_count(front["context"])
     known = sources.tokenizer_sources()
+    if TASKS[task].modality == "tabular" and head.get("chain"):
+        front["known"] = tuple(head["names"])
     pipeline = Pipeline.build(task, encoder=encoder, tokenizer=front, head=head, sources=known, seed=seed)
     pipeline.settled |= {f"tokenizer.{name}" for name in pipeline.tokenizer.fit_tensors(known, seed)}
     return pipeline
@@ -214,6 +216,9 @@ def _train_pipeline(
     watched = Subset.even(validation, MAX_VALIDATION)
     if grow(pipeline, learning, recipe.seed):
         progress.say(f"grew boosted trees on {len(learning)} rows")
+    if getattr(pipeline.head.config, "chain", False) == "found":
+        found = find_order(pipeline, learning, recipe.batch_size)
+        progress.say(f"chained the targets {' → '.join(found)}")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
         probed = probe(pipeline, learning, validation, recipe.batch_size)
