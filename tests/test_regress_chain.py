@@ -13,8 +13,10 @@ from sklearn.multioutput import RegressorChain
 import polysense
 from polysense.core.errors import InputError
 from polysense.core.types import Features, Tokens
+from polysense.data.table import read_table
 from polysense.heads.regress import RegressionConfig, RegressionHead
 from polysense.heads.regress_chain import Chain
+from polysense.tokenizers.tabular import TabularConfig, TabularTokenizer
 from polysense.training.probe_chain import solve_chain, surest_first
 
 WIDTH = 24
@@ -230,6 +232,19 @@ def test_known_targets_halve_the_error_and_unknown_ones_do_not_harm(quick, tmp_p
         assert mixed[i] == pytest.approx((none if i % 2 == 0 else full)[i], abs=1e-3)
     with pytest.raises(InputError, match="column 'cheap' holds 'much' in row 0, which is no number"):
         chained(test.assign(cheap="much"))
+
+
+def test_known_columns_of_files_without_a_header(tmp_path):
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 4)).round(2))
+    frame.to_csv(tmp_path / "all.csv", header=False, index=False)
+    frame[[1, 2]].assign(extra=frame[3]).to_csv(tmp_path / "inputs.csv", header=False, index=False)
+    known = ("column_0",)
+    inputs = read_table(tmp_path / "all.csv").drop(columns=list(known))
+    tokenizer = TabularTokenizer(TabularTokenizer.fit_config(TabularConfig(WIDTH, known=known), [inputs]))
+    whole, bare = (list(tokenizer.read_all(tmp_path / f"{name}.csv")) for name in ("all", "inputs"))
+    assert [sample.meta["known"] for sample in whole] == [{"column_0": value} for value in frame[0]]
+    assert not any("known" in sample.meta for sample in bare)  # its first column is another one
+    assert all(torch.equal(a.data["numbers"], b.data["numbers"]) for a, b in zip(whole, bare, strict=True))
 
 
 def test_an_order_that_training_finds(quick, tmp_path):

@@ -163,7 +163,7 @@ class TabularTokenizer(Tokenizer):
             InputError: The table cannot be read, a column is missing, or a value is of the wrong kind.
         """
         name = str(source) if isinstance(source, str | Path) else MEMORY
-        frame = read_table(source)
+        frame = self.named(read_table(source))
         data, known = self.encode(frame, name), self.known(frame, name)
         for row, values in enumerate(zip(*data.values(), strict=True)):
             meta = {"row": row} | ({"known": known[row]} if known else {})
@@ -194,10 +194,8 @@ class TabularTokenizer(Tokenizer):
         Raises:
             InputError: A column is missing, or a value is of the wrong kind.
         """
-        names = [column.name for column in self.used]
-        if is_headerless(frame) and not set(names) <= set(frame.columns):
-            frame = match_columns(frame, self.config.names, self.config.targets)
-        require_columns(frame, names, source)
+        frame = self.named(frame)
+        require_columns(frame, [column.name for column in self.used], source)
         data: dict[str, Tensor] = {}
         dates = {column.name: to_dates(frame[column.name], column.name, source) for column in self.dates}
         if self.numbers:
@@ -216,6 +214,12 @@ class TabularTokenizer(Tokenizer):
             codes = [to_codes(frame[column.name], column, source) for column in self.categories]
             data["categories"] = torch.from_numpy(np.stack(codes, 1))
         return data
+
+    def named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame; if it has no header and its columns are not those that are used, with names by their place."""
+        if is_headerless(frame) and not {column.name for column in self.used} <= set(frame.columns):
+            return match_columns(frame, self.config.names, self.config.targets)
+        return frame
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         names = samples[0].data
