@@ -216,6 +216,9 @@ def fit(
     patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress before it stops.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Predict each number of --target A,B,C from those before it too.")
+    ] = False,
     tokenizer: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tokenizer option.")] = None,
     head: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Head option.")] = None,
     method: Annotated[
@@ -230,12 +233,13 @@ def fit(
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
     from polysense.apps.learn import fit as run
 
+    head_options = {**({"chain": True} if chain else {}), **(_pairs(head) or {})} or None
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
                  augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
                  ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
                  method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
-                 head_options=_pairs(head))  # fmt: skip
+                 head_options=head_options)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)

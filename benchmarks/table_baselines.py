@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from sets import Run, read_m4
@@ -14,28 +15,79 @@ from polysense.training.examples import WindowExamples
 from polysense.training.metrics import score
 from polysense.training.sources import open_sources
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A table's train and test rows as scikit-learn takes them: words are pandas categories, the target is apart."""
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    known: pd.Series  # targets of the train rows
+    truth: pd.Series  # and of the test rows
+    regression: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Frames:
+        """The last column is the target, as the rows of the table have it."""
+        from polysense.data.table import read_table
+
+        train, test = read_table(run.train, header=False), read_table(run.test, header=False)
+        target = train.columns[-1]
+        for name in train.columns[:-1]:
+            if train[name].dtype.kind not in "biuf":
+                known = sorted(train[name].dropna().unique())
+                for frame in (train, test):
+                    frame[name] = frame[name].astype("category").cat.set_categories(known)
+        parts = (train.drop(columns=target), test.drop(columns=target), train[target], test[target])
+        return cls(*parts, run.task.endswith("regression"))
+
+    def score(self, model: Any) -> float:
+        """Accuracy, or R² of numbers, on the test rows."""
+        return float(model.fit(self.train, self.known).score(self.test, self.truth))
+
+    def numeric(self, model: Any) -> Any:
+        """The model behind what makes numbers of its inputs: indicators of words, standardised and complete numbers."""
+        from sklearn.compose import make_column_selector, make_column_transformer
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+        words = make_column_selector(dtype_include="category")
+        numbers = make_column_selector(dtype_exclude="category")
+        ready = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), words),
+                                        (make_pipeline(SimpleImputer(), StandardScaler()), numbers))  # fmt: skip
+        return make_pipeline(ready, model)
 
 
 def gradient_boosting(run: Run, options: Options) -> dict[str, float]:
     """scikit-learn's histogram gradient boosting with default settings: accuracy, or R² of numbers."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    from polysense.data.table import read_table
+    frames = Frames.of(run)
+    kind = HistGradientBoostingRegressor if frames.regression else HistGradientBoostingClassifier
+    return {"gradient boosting": frames.score(kind(categorical_features="from_dtype", random_state=0))}
 
-    train, test = read_table(run.train, header=False), read_table(run.test, header=False)
-    target = train.columns[-1]
-    for name in train.columns[:-1]:
-        if train[name].dtype.kind not in "biuf":
-            known = sorted(train[name].dropna().unique())
-            for frame in (train, test):
-                frame[name] = frame[name].astype("category").cat.set_categories(known)
-    regression = run.task.endswith("regression")
-    model = (HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier)(
-        categorical_features="from_dtype", random_state=0
-    )
-    model.fit(train.drop(columns=target), train[target])
-    return {"gradient boosting": float(model.score(test.drop(columns=target), test[target]))}
+
+def random_forest(run: Run, options: Options) -> dict[str, float]:
+    """scikit-learn's random forest with default settings: accuracy, or R² of numbers."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    frames = Frames.of(run)
+    kind = RandomForestRegressor if frames.regression else RandomForestClassifier
+    return {"random forest": frames.score(frames.numeric(kind(random_state=0)))}
+
+
+def linear_model(run: Run, options: Options) -> dict[str, float]:
+    """Ridge regression (R²), or logistic regression (accuracy), with default settings."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    frames = Frames.of(run)
+    return {"linear": frames.score(frames.numeric(Ridge() if frames.regression else LogisticRegression(max_iter=1000)))}
 
 
 def repeat_last(run: Run, options: Options) -> dict[str, float]:

@@ -30,6 +30,19 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """An input beside which some of what is to be predicted was measured, for models that chain their targets.
+
+    Attributes:
+        source: What would be given alone.
+        values: Measured targets by name, in their own units.
+    """
+
+    source: Any
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """A batch of token sequences.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polysense.core.errors import InputError
 from polysense.core.predictions import Prediction
 from polysense.core.registry import Registry
 from polysense.core.types import Features
@@ -84,6 +85,14 @@ class Head(nn.Module):
         """Joins the meta of each sample's sequences: here that of the first one."""
         first = [(owner == s).nonzero()[0].item() for s in range(int(owner.max()) + 1)]
         return [dict(meta[int(i)]) for i in first]
+
+    def check_known(self, known: Mapping[str, Any]) -> dict[str, float]:
+        """Measured values that stand in an input's `meta["known"]`; most heads have no use for any.
+
+        Raises:
+            InputError: The head uses none, or a value is of no target or no finite number.
+        """
+        raise InputError("the known values", "this model uses none", "fit one with --chain, or leave them out")
 
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         """Answers in the user's own coordinates, one per sample; `out` and `meta` are merged."""

@@ -25,7 +25,7 @@ from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.options import check_options, make_config
 from polysense.core.predictions import Embedding, Prediction
-from polysense.core.types import Features, Sample
+from polysense.core.types import Features, Known, Sample
 from polysense.heads.base import Head, Out, cat_padded
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.base import Batch, Tokenizer
@@ -201,7 +201,8 @@ class Pipeline(nn.Module):
         """Predicts; or, given a collated batch (a dict), runs `forward`.
 
         Args:
-            sources: One source (path, bytes, image, array …), or a list or iterator of them.
+            sources: One source (path, bytes, image, array …), or a list or iterator of them; as `polysense.Known` with
+                what was measured beside it.
             batch_size: Sequences that run together.
 
         Returns:
@@ -265,11 +266,19 @@ class Pipeline(nn.Module):
     def _read(self, sources: Any, on_error: str) -> Iterator[Sample | InputError]:
         for source in sources if is_many(sources) else [sources]:
             try:
-                yield from self.tokenizer.read_all(source)
+                yield from self._read_one(source)
             except InputError as error:
                 if on_error == "raise":
                     raise
                 yield error
+
+    def _read_one(self, source: Any) -> Iterator[Sample]:
+        if not isinstance(source, Known):
+            yield from self.tokenizer.read_all(source)
+            return
+        known = self.head.check_known(source.values)
+        for sample in self.tokenizer.read_all(source.source):
+            yield replace(sample, meta={**sample.meta, "known": {**sample.meta.get("known", {}), **known}})
 
     def _answer(
         self, samples: list[Sample | InputError], sequences: list[list[Sample]], batch_size: int

@@ -98,9 +98,9 @@ def test_seasonal_naive_repeats_the_last_season(tmp_path: Path) -> None:
     assert naive(1, "last")(run, {})["last"] == pytest.approx(2 / 3 * 100)
 
 
-def test_gradient_boosting_learns_words_and_numbers(tmp_path: Path) -> None:
+def test_models_of_scikit_learn_read_words_and_numbers(tmp_path: Path) -> None:
     from sets import Run
-    from table_baselines import gradient_boosting
+    from table_baselines import gradient_boosting, linear_model, random_forest
 
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -108,6 +108,17 @@ def test_gradient_boosting_learns_words_and_numbers(tmp_path: Path) -> None:
         (tmp_path / f"{part}.csv").write_text("\n".join(f"{w},{x:.3f},{'p' if w == 'u' else 'q'}" for w, x in rows))
     run = Run(tmp_path / "train.csv", tmp_path / "test.csv")
     assert gradient_boosting(run, {}) == {"gradient boosting": 1.0}
+    assert random_forest(run, {}) == {"random forest": 1.0} and linear_model(run, {}) == {"linear": 1.0}
+
+
+def test_small_tables_stand_in_one_table() -> None:
+    from tables_sklearn import markdown
+
+    one = {"table": "a", "model": "polysense", "validation": 0.5, "test": 0.75, "seconds": 3.0}
+    found = markdown([one, {**one, "validation": 1.0, "seconds": 5.0}, {**one, "table": "b"},
+                      {"table": "a", "model": "linear", "test": 0.25, "seconds": 0.1}])  # fmt: skip
+    assert found.splitlines()[2:] == ["| polysense | .750 / .750 (4 s) | .500 / .750 (3 s) |",
+                                      "| linear | .250 (0 s) |  |"]  # fmt: skip
 
 
 def test_the_table_takes_the_latest_whole_measurement() -> None:

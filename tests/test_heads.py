@@ -48,6 +48,7 @@ HEADS = {
     "classify-hidden": lambda: classifier(hidden=8, pooling=OF_CLIPS, layers=(0, 2), dropout=0.1),
     "classify-labels": lambda: classifier(multi_label=True),
     "regress": lambda: RegressionHead(RegressionConfig(("p", "q"), (1.0, 2.0), (3.0, 4.0)), WIDTH),
+    "regress-chain": lambda: RegressionHead(RegressionConfig(("p", "q"), chain=True), WIDTH),
     "embed": lambda: EmbeddingHead(EmbeddingConfig(layers=(1,)), WIDTH),
     "forecast": forecaster,
     "forecast-hidden": lambda: forecaster(hidden=3, quantiles=(0.05, 0.95)),
@@ -94,7 +95,7 @@ def test_padding_may_be_nan(kind):
 def test_gradient_reaches_every_parameter(name):
     head, batch = head_and_features(name)
     labels = LABELS.get(name, LABELS[name.split("-")[0]])
-    if name == "regress":
+    if name.startswith("regress"):
         labels = [{"p": v, "q": -v} for v in labels]
     head.loss(head(batch), head.targets(labels, META))["loss"].backward()
     assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -73,6 +73,16 @@ def test_regression_agrees_with_scikit_learn():
     assert score("regression", [Values({"y": 2.0})], [1.0]) == {"mse": 1.0, "mae": 1.0, "rmse": 1.0}
 
 
+def test_regression_of_several_targets_is_their_mean():
+    guess, truth = np.random.default_rng(1).normal(size=(2, 9, 3))
+    found = score("regression", *([make(dict(zip("abc", row))) for row in rows]
+                                  for make, rows in ((Values, guess), (dict, truth))))  # fmt: skip
+    assert found["mse"] == pytest.approx(sk.mean_squared_error(truth, guess))
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(truth, guess))
+    assert found["rmse"] == pytest.approx(np.sqrt(((guess - truth) ** 2).mean(0)).mean())
+    assert found["r2"] == pytest.approx(sk.r2_score(truth, guess))
+
+
 def test_segmentation_leaves_out_ignored_pixels_and_absent_classes():
     truth = np.array([[0, 0, 1], [1, 255, 7]])
     answer = np.array([[0, 1, 1], [1, 0, 2]])

@@ -14,6 +14,7 @@ from polysense.tasks import MODALITIES, TASKS
 from polysense.tokenizers.audio import LAYOUTS
 from polysense.tokenizers.base import TOKENIZERS
 from polysense.tokenizers.image import FORMS as IMAGE_FORMS
+from polysense.tokenizers.tabular_mixer import MIXERS
 from polysense.tokenizers.video import FORMS as VIDEO_FORMS
 
 ALL = sorted(TASKS)
@@ -25,6 +26,7 @@ FORMS = [
     *(("time_series", {"form": form}) for form in ("patch", "conv", "kernels")),
     ("time_series", {"channels": 2, "levels": True}),
     *(("tabular", {"tokens": tokens}) for tokens in ("columns", "row")),
+    *(("tabular", {"mixer": mixer}) for mixer in MIXERS),
     *(("text", options) for options in ({"layers": (2, 6)}, {"tuned": 1})),
 ]
 

@@ -36,6 +36,11 @@ class Tokenizer(nn.Module):
     def width(self) -> int:
         return int(self.config.width)
 
+    @property
+    def must_learn(self) -> bool:
+        """Whether a part of it begins as nothing, so that only joint training makes it of use."""
+        return False
+
     def config_dict(self) -> dict[str, Any]:
         """The configuration as JSON-able values; `Config(**config_dict())` gives it back."""
         return asdict(self.config)

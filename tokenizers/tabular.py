@@ -1,4 +1,4 @@
-"""Table rows -> tokens: one per column, as the FT-Transformer has it, or their sum.
+"""Table rows -> tokens: one per column, as the FT-Transformer has it, or their sum; columns may be mixed before.
 
 Shape legend: b batch, n rows, c columns in use (c_n numbers and dates, c_c categories, c_d dates), t bins, d width.
 """
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polysense.core.errors import InputError
 from polysense.core.types import Sample, Tokens
 from polysense.data.table import is_headerless, read_table, require_columns
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of
+from polysense.tokenizers.tabular_mixer import HEADS, MIXERS, ColumnMixer
 from polysense.tokenizers.tabular_schema import (
     Column,
     as_column,
@@ -46,21 +47,29 @@ class TabularConfig:
     width: int = 192  # token width, the encoder's
     columns: tuple[Column, ...] = ()  # the schema
     targets: tuple[str, ...] = ()  # columns that are answers, never inputs
+    known: tuple[str, ...] = ()  # answers that a row may hold measured values of, for heads that use them
     names: tuple[str, ...] = ()  # all columns of the training table in order, for files without a header
     tokens: Literal["columns", "row"] = "columns"  # one token per column, or their sum as one (cheap)
     bins: int = 16  # quantile bins of the piecewise-linear encoding of numbers
     boost: bool = False  # a fit grows boosted trees, whose answers become one more token
     forest: tuple[int, ...] = ()  # trees, nodes a tree, margins; filled in when they have grown
+    mixer: Literal["none", "heterogeneous", "hiformer"] = "none"  # what lets columns see each other, see tabular_mixer
+    mixer_rank: int = 32  # of the mixer's products
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(as_column(column) for column in self.columns))  # dicts after JSON
         object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "known", tuple(self.known))
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "forest", tuple(self.forest))
         if self.tokens not in ("columns", "row"):
             raise ValueError(f"unknown tokens {self.tokens!r}; choose columns or row")
         if self.bins < 1:
             raise ValueError(f"bins must be at least 1, got {self.bins}")
+        if self.mixer not in MIXERS:
+            raise ValueError(f"unknown mixer {self.mixer!r}; choose one of: {', '.join(MIXERS)}")
+        if self.mixer_rank < 1 or self.mixer_rank % HEADS:
+            raise ValueError(f"mixer_rank must be a positive multiple of {HEADS}, got {self.mixer_rank}")
 
 
 @TOKENIZERS.register("tabular")
@@ -100,6 +109,8 @@ class TabularTokenizer(Tokenizer):
             with torch.no_grad():
                 self.category.weight[self.offsets] = 0
                 self.category.weight[self.offsets + 1] = 0
+        mixed = (len(self.used), config.width, config.mixer_rank)
+        self.mixer = ColumnMixer(config.mixer, *mixed) if config.mixer != "none" else None
         self.trees = TreeToken(config.forest, config.width) if config.forest else None
 
     order: Tensor
@@ -146,13 +157,28 @@ class TabularTokenizer(Tokenizer):
     def read_all(self, source: Any) -> Iterator[Sample]:
         """Every row of a table, which is encoded once; samples are views. They are called "file.csv#0", "file.csv#1" …
 
+        Measured values of answers (`TabularConfig.known`) are in a row's `meta["known"]`.
+
         Raises:
             InputError: The table cannot be read, a column is missing, or a value is of the wrong kind.
         """
         name = str(source) if isinstance(source, str | Path) else MEMORY
-        data = self.encode(read_table(source), name)
+        frame = self.named(read_table(source))
+        data, known = self.encode(frame, name), self.known(frame, name)
         for row, values in enumerate(zip(*data.values(), strict=True)):
-            yield Sample(dict(zip(data, values, strict=True)), f"{name}#{row}", {"row": row})
+            meta = {"row": row} | ({"known": known[row]} if known else {})
+            yield Sample(dict(zip(data, values, strict=True)), f"{name}#{row}", meta)
+
+    def known(self, frame: pd.DataFrame, source: object) -> list[dict[str, float]]:
+        """The measured answers that each row holds; nothing where the table has no such column.
+
+        Raises:
+            InputError: A value is no number.
+        """
+        columns = {name: to_numbers(frame[name], name, source) for name in self.config.known if name in frame.columns}
+        rows = zip(*columns.values(), strict=True)
+        return [{name: float(value) for name, value in zip(columns, row, strict=True) if np.isfinite(value)}
+                for row in rows]  # fmt: skip
 
     def encode(self, frame: pd.DataFrame, source: object = MEMORY) -> dict[str, Tensor]:
         """All rows as tensors that `forward` takes, any of whose rows may be picked.
@@ -168,10 +194,8 @@ class TabularTokenizer(Tokenizer):
         Raises:
             InputError: A column is missing, or a value is of the wrong kind.
         """
-        names = [column.name for column in self.used]
-        if is_headerless(frame) and not set(names) <= set(frame.columns):
-            frame = match_columns(frame, self.config.names, self.config.targets)
-        require_columns(frame, names, source)
+        frame = self.named(frame)
+        require_columns(frame, [column.name for column in self.used], source)
         data: dict[str, Tensor] = {}
         dates = {column.name: to_dates(frame[column.name], column.name, source) for column in self.dates}
         if self.numbers:
@@ -191,6 +215,12 @@ class TabularTokenizer(Tokenizer):
             data["categories"] = torch.from_numpy(np.stack(codes, 1))
         return data
 
+    def named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame; if it has no header and its columns are not those that are used, with names by their place."""
+        if is_headerless(frame) and not {column.name for column in self.used} <= set(frame.columns):
+            return match_columns(frame, self.config.names, self.config.targets)
+        return frame
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         names = samples[0].data
         return {name: torch.stack([s.data[name] for s in samples]) for name in names} | {"meta": meta_of(samples)}
@@ -206,6 +236,8 @@ class TabularTokenizer(Tokenizer):
         if self.categories:
             parts.append(self.category(batch["categories"] + self.offsets))
         x = torch.cat(parts, 1)[:, self.order] + self.bias
+        if self.mixer is not None:
+            x = self.mixer(x, self.present(batch))
         if self.config.tokens == "row":
             x = x.sum(1, keepdim=True) * len(self.used) ** -0.5
         if self.trees is not None:
@@ -214,6 +246,16 @@ class TabularTokenizer(Tokenizer):
             x = torch.cat([x, self.trees(margins)], 1)
         pos = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[None, :, None].expand(len(x), -1, -1)
         return Tokens(x, None, pos)
+
+    def present(self, batch: Batch) -> Bool[Tensor, "b c"]:
+        """Which columns have a value."""
+        parts = [~batch["numbers"].isnan()] if self.numbers else []
+        parts += [batch["categories"] != 0] if self.categories else []
+        return torch.cat(parts, 1)[:, self.order]
+
+    @property
+    def must_learn(self) -> bool:
+        return self.mixer is not None
 
     def tree_inputs(self, batch: Batch) -> Float[Tensor, "b f"]:
         """What trees cut: numbers (NaN where missing), parts of dates, and categories by rank."""

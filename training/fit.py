@@ -28,7 +28,7 @@ from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
-from polysense.training.probe import Probed, can_probe, pooled_features, probe, solve_again
+from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
@@ -94,7 +94,8 @@ def fit(
         out: Bundle folder to write; an existing bundle is replaced when training has ended.
         target, time, horizon, context, borders, ignore: See `open_sources`.
         encoder: A spec of `polysense.load_encoder`.
-        epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere.
+        epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere and for
+            tables whose columns are mixed.
         max_minutes: Of joint training at most.
         batch_size: Examples a step; by default one that suits the modality.
         lr: Learning rate.
@@ -146,10 +147,7 @@ def fit(
         pipeline.adapt(method, **(adapter_options or {}))
     elif method == "probe":
         epochs, train = 0, "head"
-    if epochs is None and method in METHODS:
-        epochs = USUAL_EPOCHS
-    if epochs is None:
-        epochs = EPOCHS.get(what.modality, USUAL_EPOCHS) if can_probe(pipeline.head) else USUAL_EPOCHS
+    epochs = usual_epochs(pipeline) if epochs is None else epochs
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
                         settled_lr=settled_lr, patience=patience, train=train, augment=augment,
                         augment_with=tuple(augment_with), seed=seed)  # fmt: skip
@@ -168,6 +166,12 @@ def fit(
     path = pipeline.save_pretrained(out)
     trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path, trainable)
+
+
+def usual_epochs(pipeline: Pipeline) -> int:
+    """Of joint training where none are asked for."""
+    solved = can_probe(pipeline.head) and not pipeline.tokenizer.must_learn and not pipeline.encoder.learns
+    return EPOCHS.get(pipeline.modality, USUAL_EPOCHS) if solved else USUAL_EPOCHS
 
 
 def recipe_for(task: Task, **options: Any) -> Recipe:
@@ -193,6 +197,8 @@ def build_for(
         series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
         head["tokens"] = series.token_count(front["context"])
     known = sources.tokenizer_sources()
+    if TASKS[task].modality == "tabular" and head.get("chain"):
+        front["known"] = tuple(head["names"])
     pipeline = Pipeline.build(task, encoder=encoder, tokenizer=front, head=head, sources=known, seed=seed)
     pipeline.settled |= {f"tokenizer.{name}" for name in pipeline.tokenizer.fit_tensors(known, seed)}
     return pipeline
@@ -235,6 +241,9 @@ def _train_pipeline(
     watched = Subset.even(validation, MAX_VALIDATION)
     if grow(pipeline, learning, recipe.seed):
         progress.say(f"grew boosted trees on {len(learning)} rows")
+    if getattr(pipeline.head.config, "chain", False) == "found":
+        found = find_order(pipeline, learning, recipe.batch_size)
+        progress.say(f"chained the targets {' → '.join(found)}")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
         probed = probe(pipeline, learning, validation, recipe.batch_size)

@@ -160,7 +160,7 @@ class Regression(Metric):
 
         if not self.rows:
             return {}
-        guess, truth = torch.tensor(self.rows, dtype=torch.float64).unbind(1)
+        guess, truth = (torch.tensor(part, dtype=torch.float64) for part in zip(*self.rows, strict=True))
         found = {
             "mse": M.mean_squared_error(guess, truth, num_outputs=guess.shape[1]).mean(),
             "mae": M.mean_absolute_error(guess, truth),

@@ -23,10 +23,13 @@ from polysense.core.errors import InputError
 from polysense.core.types import Sample
 from polysense.heads.base import Head, Out
 from polysense.heads.pool import PooledHead
+from polysense.heads.regress import RegressionHead
 from polysense.pipeline import Pipeline
 from polysense.training.examples import Examples
+from polysense.training.probe_chain import solve_chain, surest_first
 
 FEW = 200  # validation rows below which cross-validation inside the training part chooses the strength instead
+Solution = tuple[Tensor, ...]  # weight (c, f), bias (c,); of a chain also link and gain (c, c)
 STRENGTHS = (3e-3, 3e-2, 0.3, 3.0)  # inverse regularisation of the logistic probe, as scikit-learn's C
 
 
@@ -117,10 +120,23 @@ def _convergence_not_needed() -> Iterator[None]:
         yield
 
 
-def _set(head: PooledHead, solution: tuple[Tensor, Tensor]) -> None:
+def find_order(pipeline: Pipeline, learning: Examples, batch_size: int) -> list[str]:
+    """Finds the order of a chain on the training rows, sets it, and returns the targets' names in it."""
+    head = pipeline.head
+    assert isinstance(head, RegressionHead) and head.chain is not None
+    x, target = pooled_features(pipeline, learning, batch_size)
+    order = surest_first(_standardised(x)[0].numpy(), target["values"].numpy())
+    head.chain.order.copy_(torch.tensor(order))
+    return [head.config.names[i] for i in order]
+
+
+def _set(head: PooledHead, solution: Solution) -> None:
     linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
     linear.weight.data.copy_(solution[0])
     linear.bias.data.copy_(solution[1])
+    if isinstance(head, RegressionHead) and head.chain is not None:
+        head.chain.link.data.copy_(solution[2])
+        head.chain.gain.data.copy_(solution[3])
 
 
 def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,13 +144,11 @@ def _standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x - mean) / std, mean, std
 
 
-def _folded_solutions(
-    x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]
-) -> Sequence[tuple[Tensor, Tensor]]:
+def _folded_solutions(x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]) -> Sequence[Solution]:
     """`_solutions` for plain features: the standardisation that they need moves into the layer."""
     standard, mean, std = _standardised(x)
     solutions = _solutions(standard, y, pipeline, strengths)
-    return [(weight / std, bias - weight / std @ mean) for weight, bias in solutions]
+    return [(weight / std, bias - weight / std @ mean, *rest) for weight, bias, *rest in solutions]
 
 
 def _cross_validated(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[float]:
@@ -156,12 +170,16 @@ def _cross_validated(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[float]:
     return (STRENGTHS[int(np.argmax(scores))],)
 
 
-def _solutions(x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]) -> Sequence[tuple[Tensor, Tensor]]:
-    """(weight (c, f), bias (c,)) for each strength of regularisation."""
+def _solutions(x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]) -> Sequence[Solution]:
+    """One for each strength of regularisation."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     kind = pipeline.task.kind
     features = x.numpy()
+    chain = getattr(pipeline.head, "chain", None)
+    if chain is not None:
+        chained = [solve_chain(features, y["values"].numpy(), chain.order.tolist(), 10 / s) for s in strengths]
+        return [tuple(map(_tensor, parts)) for parts in chained]
     if kind == "regression":
         models = [Ridge(1 / strength * 10).fit(features, y["values"].numpy()) for strength in strengths]
         return [(_tensor(np.atleast_2d(m.coef_)), _tensor(np.atleast_1d(m.intercept_))) for m in models]
