@@ -100,7 +100,9 @@ class OpenDetector:
             other.examples.setdefault(str(name), []).extend((image, tuple(box)) for image, box in pairs)
         if not examples:
             raise InputError("examples", "there are none", 'write {"platelet": [(image, (x1, y1, x2, y2))]}')
-        grids, number, shown = [], {}, []
+        grids: list[Any] = []
+        number: dict[Any, int] = {}
+        shown = []
         for pairs in other.examples.values():
             boxes = []
             for source, box in pairs:
