@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.ops import box_convert, box_iou
 
+from polysense.apps.predict import predict
 from polysense.core.types import Features, Tokens
-from polysense.data.dataset import BoxTarget
+from polysense.data.boxes import write_yolo
+from polysense.data.dataset import BoxTarget, Dataset, Item
 from polysense.heads.assign import one_to_one, paired_iou
 from polysense.heads.base import HEADS
 from polysense.heads.deformable import Decoder, DeformableAttention
@@ -190,6 +193,32 @@ def test_tiled_pictures_are_answered_as_alone(encoder):
         alone = pipeline([picture], batch_size=3)[0]
         assert answer.size == picture.shape[:2] and len(answer.scores) == 10
         np.testing.assert_allclose(answer.scores, alone.scores, atol=1e-4)
+
+
+def test_fit_saves_what_answers_the_same_and_writes_it_as_coco(quick, tmp_path):
+    rng = np.random.default_rng(0)
+    items = []
+    for i in range(8):
+        pixels, (x, y) = rng.integers(0, 60, (64, 96, 3), np.uint8), rng.integers(4, 30, 2)
+        pixels[y : y + 24, x : x + 24] = 230
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        items.append(Item(tmp_path / f"{i}.png", BoxTarget([(x, y, x + 24, y + 24)], ["square"])))
+    write_yolo(Dataset(items, ["square"]), tmp_path / "data")
+    result, bundle = quick("object-detection-set", tmp_path / "data", epochs=1, val_share=0.25,
+                           augment_with=["rotate", "mosaic"], head_options={**SMALL, "channels": 16},
+                           tokenizer_options={"form": "patch", "size": 64})  # fmt: skip
+    assert set(result.metrics) == {"map", "map50", "map75"} and type(bundle.head) is SetDetectionHead
+    bundle.head.threshold = 0.0
+    answers = bundle([item.source for item in items])
+    bundle.save_pretrained(tmp_path / "again")
+    again = Pipeline.from_pretrained(tmp_path / "again")
+    again.head.threshold = 0.0
+    for one, other in zip(answers, again([item.source for item in items]), strict=True):
+        assert one.size == (64, 96) and len(one.labels)
+        np.testing.assert_array_equal(one.xyxy, other.xyxy)
+    assert predict(str(tmp_path / "again"), [str(items[0].source)], out=tmp_path / "answers.coco.json") == 0
+    (image,) = json.loads((tmp_path / "answers.coco.json").read_text())["images"]
+    assert image == {"id": 1, "file_name": "0.png", "width": 96, "height": 64}
 
 
 def test_matching_finds_the_cheapest_pairs():
