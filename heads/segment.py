@@ -21,6 +21,7 @@ from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
+from polysense.heads.decoders import DECODERS
 from polysense.heads.grid import Pyramid, sample_grid, sample_window
 from polysense.heads.tiles import merge_windows, merge_windows_meta, stitch
 
@@ -39,8 +40,11 @@ class SegmentationConfig:
     fine: tuple[int, ...] = ()  # channels of the tokenizer's finer maps that the doublings read, coarse to fine
     dropout: float = 0.1  # of whole channels, before the logits
     dice: float = 0.5  # weight of the dice loss beside cross entropy; 0 for none
+    # "pyramid": its finest level; "uper": all levels and regions of the image, slower; "linear": the tokens alone
+    decoder: str = "pyramid"
 
     def __post_init__(self) -> None:
+        DECODERS[self.decoder]  # raises for a name that there is not
         for name in ("classes", "layers", "fine"):  # lists, when read from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.upsample < 0:
@@ -49,20 +53,22 @@ class SegmentationConfig:
 
 @HEADS.register("segmentation")
 class SegmentationHead(Head):
-    """The finest level of a feature pyramid, per-cell logits, read back at the size of the original."""
+    """A feature pyramid, a decoder of its levels, per-cell logits, read back at the size of the original."""
 
     Config = SegmentationConfig
 
     def __init__(self, config: SegmentationConfig, width: int) -> None:
         super().__init__(config, width)
-        levels = config.upsample + 1
-        self.pyramid = Pyramid(width, config.channels, levels, config.fine, config.layers, config.depth)
+        decoder = DECODERS[config.decoder]
+        levels, fine, depth = (1, (), 0) if decoder.plain else (config.upsample + 1, config.fine, config.depth)
+        self.pyramid = Pyramid(width, config.channels, levels, fine, config.layers, depth)
+        self.decoder = decoder(config.channels, config.upsample)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classify = nn.Conv2d(config.channels, len(config.classes), 1)
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, k, h, w) in float32."""
-        x, _ = self.pyramid(features)[-1]
+        x = self.decoder(self.pyramid(features))
         logits = self.classify(self.dropout(x)).float()
         ignore = self.config.ignore
         if ignore is not None and ignore < len(self.config.classes):
