@@ -103,6 +103,8 @@ def predict(
     modality: Annotated[
         str | None, typer.Option(help="zero-shot: what the files are, where the ending does not say.")
     ] = None,
+    views: Annotated[str | None, typer.Option(help="Sizes to read images at and average: 1,1.5.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Read images mirrored too, and average.")] = False,
 ) -> None:
     """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
     from polysense.apps.predict import predict as run
@@ -116,7 +118,8 @@ def predict(
 
         words = Words(labels, modality, template, none, examples)
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words)  # fmt: skip
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
+               views=_numbers(views, "--views", "1,1.5"), mirror=mirror)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -187,6 +190,14 @@ def fit(
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+
+
+def _numbers(text: str | None, option: str, example: str) -> tuple[float, ...] | None:
+    """ "1,1.5" -> (1.0, 1.5)."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"numbers are wanted, such as {example}", param_hint=option) from None
 
 
 def _borders(text: str | None) -> tuple[float, ...] | None:

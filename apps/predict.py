@@ -33,6 +33,8 @@ def predict(
     top_k: int | None = None,
     pictures: Path | None = None,
     words: Words | None = None,
+    views: Sequence[float] | None = None,
+    mirror: bool = False,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
@@ -48,6 +50,7 @@ def predict(
         top_k: Keep only the most probable classes.
         pictures: Folder for a picture of every answer.
         words: What "zero-shot" names inputs by.
+        views, mirror: How often images are read, see `Pipeline.with_views`; None and False leave it as trained.
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
@@ -55,6 +58,8 @@ def predict(
     from polysense.data.writers import open_writer
 
     pipelines, groups = _open(model, inputs, choose_device(device, threads, engine), engine, words)
+    if views or mirror:
+        pipelines = {name: pipeline.with_views(views or (1.0,), mirror) for name, pipeline in pipelines.items()}
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []
         if out is not None:

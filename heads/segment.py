@@ -6,7 +6,7 @@ original image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
 from polysense.heads.decoders import DECODERS
 from polysense.heads.grid import Pyramid, sample_grid, sample_window
-from polysense.heads.tiles import merge_windows, merge_windows_meta, stitch
+from polysense.heads.tiles import Join, merge_windows, merge_windows_meta, stitch
+from polysense.heads.views import blend_maps
 
 STRIP = 4_000_000  # numbers that decoding holds at once: 16 MB
 NEVER = -1e4  # logit of a class that is never answered; finite, so that half precision and gradients stay sound
@@ -97,6 +98,7 @@ class SegmentationHead(Head):
             shrink = mask.shape[0] / m["size"][0]  # a mask may be a smaller copy
             ys = _centres(top * shrink, bottom * shrink, rows * scale, mask.shape[0])
             xs = _centres(left * shrink, right * shrink, cols * scale, mask.shape[1])
+            xs = xs[::-1] if m.get("mirror") else xs
             row[: rows * scale, : cols * scale] = torch.from_numpy(mask[ys[:, None], xs].astype(np.int64))
         return {"mask": out}
 
@@ -128,11 +130,13 @@ class SegmentationHead(Head):
         return losses
 
     def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
-        """Windows of one large image become one map; their logits are averaged where they overlap."""
+        """Windows and views of one image become one map; where they overlap, their logits are averaged."""
         scale = 2**self.config.upsample
-        return merge_windows(
-            out, owner, meta, lambda parts, of: {"logits": stitch([part["logits"] for part in parts], of, scale)}
-        )
+
+        def by(way: Callable[..., Tensor]) -> Join:
+            return lambda parts, of: {"logits": way([part["logits"] for part in parts], of, scale)}
+
+        return merge_windows(out, owner, meta, by(stitch), by(blend_maps))
 
     def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
         return merge_windows_meta(meta, owner)

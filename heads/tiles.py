@@ -1,7 +1,10 @@
 """Large images in overlapping windows: one answer from those of all windows, without seams.
 
 A window's meta says where it lies in the token grid of the whole image: "place" (row, column) of its first token, and
-"whole" (rows, columns) of that grid. Shape legend: c channels, h rows and w columns of a map, p cells of a detector.
+"whole" (rows, columns) of that grid. Where an image is read in several views (heads/views.py), each has windows of its
+own.
+
+Shape legend: c channels, h rows and w columns of a map, p cells of a detector.
 """
 
 from __future__ import annotations
@@ -12,9 +15,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from polysense.core.errors import InputError
 from polysense.heads.base import Out, cat_padded
 from polysense.heads.grid import sample_grid
+from polysense.heads.views import finest_view
+
+Join = Callable[[Sequence[Out], Sequence[Mapping[str, Any]]], Out]
 
 
 def stitch(
@@ -104,31 +112,61 @@ def merge_windows(
     out: Out,
     owner: Int[Tensor, " b"],
     meta: Sequence[Mapping[str, Any]],
-    join: Callable[[Sequence[Out], Sequence[Mapping[str, Any]]], Out],
+    join: Join,
+    blend: Join | None = None,
 ) -> Out:
-    """`Head.merge` of heads that answer for places: `join` makes one answer of those of an image's windows."""
-    parts = _windows(owner)
+    """`Head.merge` of heads that answer for places.
+
+    Args:
+        out, owner, meta: See `Head.merge`.
+        join: Makes one answer of those of an image's windows.
+        blend: Makes one answer of those of an image's views; None: the head has no way to.
+
+    Raises:
+        InputError: There are several views and no way to blend them.
+    """
+    parts = _parts(owner)
     if len(parts) == len(owner):
         return out
     rows = []
     for part in parts:
-        alone = [{name: tensor[i] for name, tensor in out.items()} for i in part]
-        rows.append(join(alone, [meta[i] for i in part]) if len(part) > 1 else alone[0])
+        joined = []
+        for view in _views(part, meta):
+            alone = [{name: tensor[i] for name, tensor in out.items()} for i in view]
+            joined.append(join(alone, [meta[i] for i in view]) if len(view) > 1 else alone[0])
+        if len(joined) > 1 and blend is None:
+            source = str(meta[part[0]].get("source", "<memory>"))
+            raise InputError(source, "this head cannot join the answers of several views", "leave out views and mirror")
+        rows.append(blend(joined, _whole(part, meta)) if len(joined) > 1 and blend else joined[0])
     return {name: cat_padded([row[name][None] for row in rows]) for name in rows[0]}
 
 
 def merge_windows_meta(meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
     """`Head.merge_meta` of such heads: the whole grid covers the whole image."""
-    merged = []
-    for part in _windows(owner):
-        about = dict(meta[part[0]])
-        if len(part) > 1:
+    views = [_whole(part, meta) for part in _parts(owner)]
+    return [abouts[finest_view(abouts)] for abouts in views]
+
+
+def _whole(part: Sequence[int], meta: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The meta of each view of an image, its windows joined."""
+    wholes = []
+    for view in _views(part, meta):
+        about = dict(meta[view[0]])
+        if len(view) > 1:
             height, width = about["size"]
             about |= {"grid": about["whole"], "window": (0.0, 0.0, float(width), float(height))}
-        merged.append(about)
-    return merged
+        wholes.append(about)
+    return wholes
 
 
-def _windows(owner: Int[Tensor, " b"]) -> list[list[int]]:
-    """The windows of each image, by number."""
+def _parts(owner: Int[Tensor, " b"]) -> list[list[int]]:
+    """The sequences of each image, by number."""
     return [part.tolist() for part in torch.arange(len(owner)).split(torch.bincount(owner).tolist())]
+
+
+def _views(part: Sequence[int], meta: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The windows of each view of an image, by number."""
+    views: dict[int, list[int]] = {}
+    for i in part:
+        views.setdefault(meta[i].get("view", 0), []).append(i)
+    return list(views.values())

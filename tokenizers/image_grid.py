@@ -31,7 +31,7 @@ CROP_MARGIN = 256 / 224  # short side of an image over the side of its centre cr
 READ_MARGIN = 1.5  # the longer side of an image read for a square input, so that the shorter one suffices too
 
 
-def fit_size(height: int, width: int, size: int, step: int, policy: str) -> tuple[int, int]:
+def fit_size(height: float, width: float, size: float, step: int, policy: str) -> tuple[int, int]:
     """The (height, width) that an image is resized to; both are multiples of `step`.
 
     "area" keeps the aspect, up to rounding to whole cells, at about size² pixels. Very long images are squeezed, so
