@@ -124,6 +124,30 @@ def predict(
 
 
 @app.command()
+def slide(
+    bundle: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    picture: Annotated[Path, typer.Argument(metavar="SLIDE", help="A picture of any size; large ones as TIFF.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Class map of a segmentation: .tif.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Answers of tiles, regions and the slide: .jsonl, .json, .csv or .parquet.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Share of its size that the picture is read at.")] = 1.0,
+    regions: Annotated[int, typer.Option(min=1, help="Regions along the longer side.")] = 8,
+    cells: Annotated[bool, typer.Option("--cells", help="One pixel of the map for each cell of the answer.")] = False,
+    keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compute tiles that show nothing, too.")] = False,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Answers a picture of any size by tiles, regions and as a whole, in little memory."""
+    from polysense.apps.slide import slide as run
+
+    run(bundle, picture, out=out, answers=answers, scale=scale, regions=regions, cells=cells, keep_blank=keep_blank,
+        batch_size=batch_size, device=device, threads=threads, quiet=quiet)  # fmt: skip
+
+
+@app.command()
 def embed(
     inputs: Inputs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,

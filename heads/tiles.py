@@ -37,14 +37,50 @@ def stitch(
         meta: Of each window.
         scale: Cells of a map along the side of a token.
     """
-    rows, cols = (scale * size for size in meta[0]["whole"])
-    total, weight = maps[0].new_zeros(maps[0].shape[0], rows, cols), maps[0].new_zeros(rows, cols)
+    whole = meta[0]["whole"]
+    bands = Bands(len(maps[0]), whole, scale)
     for one, about in zip(maps, meta, strict=True):
-        (top, left), (height, width) = ([scale * at for at in pair] for pair in (about["place"], sample_grid(about)))
+        bands.add(one, about)
+    return bands.leave(whole[0])[0]
+
+
+class Bands:
+    """Stitches a map that may be too large to hold: its rows leave as soon as no window to come reaches them.
+
+    Args:
+        channels: Of the map.
+        whole: Rows and columns of the image's token grid.
+        scale: Cells of the map along the side of a token.
+    """
+
+    def __init__(self, channels: int, whole: tuple[int, int], scale: int) -> None:
+        self.scale, self.start = scale, 0  # the first row that is held, in tokens
+        self.total = torch.zeros(channels, 0, scale * whole[1])
+        self.weight = torch.zeros(0, scale * whole[1])
+
+    def add(self, one: Float[Tensor, "c h w"], about: Mapping[str, Any]) -> None:
+        """Adds a window's map; what lies beyond its own grid is padding."""
+        self.total, self.weight = self.total.to(one), self.weight.to(one)
+        row, column = about["place"]
+        height, width = (self.scale * size for size in sample_grid(about))
+        top, left = self.scale * (row - self.start), self.scale * column
+        self._grow(top + height)
         inside = torch.outer(_ramp(height, one), _ramp(width, one))
-        total[:, top : top + height, left : left + width] += inside * one[:, :height, :width]
-        weight[top : top + height, left : left + width] += inside
-    return total / weight
+        self.total[:, top : top + height, left : left + width] += inside * one[:, :height, :width]
+        self.weight[top : top + height, left : left + width] += inside
+
+    def leave(self, row: int) -> tuple[Float[Tensor, "c n W"], Bool[Tensor, "n W"]]:
+        """The rows held before a row of tokens, and which of their cells any window has seen; others are zero."""
+        count = self.scale * (row - self.start)
+        self._grow(count)
+        total, weight = self.total[:, :count], self.weight[:count]
+        self.total, self.weight, self.start = self.total[:, count:].clone(), self.weight[count:].clone(), row
+        return total / weight.where(weight > 0, 1.0), weight > 0
+
+    def _grow(self, rows: int) -> None:
+        missing = max(0, rows - len(self.weight))
+        self.total = F.pad(self.total, (0, 0, 0, missing))
+        self.weight = F.pad(self.weight, (0, 0, 0, missing))
 
 
 def _ramp(size: int, like: Tensor) -> Float[Tensor, " s"]:

@@ -65,11 +65,11 @@ def resize(image: Image.Image, size: tuple[int, int], policy: str, interpolation
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def window_starts(length: int, window: int) -> list[int]:
-    """Where windows begin that cover `length` cells and overlap by at least `OVERLAP`, evenly spread."""
+def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
+    """Where windows begin that cover `length` cells and overlap by at least a share of themselves, evenly spread."""
     if length <= window:
         return [0]
-    count = 1 + math.ceil((length - window) / max(1, round(window * (1 - OVERLAP))))
+    count = 1 + math.ceil((length - window) / max(1, round(window * (1 - overlap))))
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
