@@ -115,6 +115,8 @@ def predict(
     modality: Annotated[
         str | None, typer.Option(help="zero-shot: what the files are, where the ending does not say.")
     ] = None,
+    views: Annotated[str | None, typer.Option(help="Sizes to read images at and average: 1,1.5.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Read images mirrored too, and average.")] = False,
 ) -> None:
     """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
     from polysense.apps.predict import predict as run
@@ -129,7 +131,8 @@ def predict(
         words = Words(labels, modality, template, none, examples)
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
                engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
-               answer=None if answer is None else answer.value)  # fmt: skip
+               answer=None if answer is None else answer.value,
+               views=_numbers(views, "--views", "1,1.5"), mirror=mirror)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -158,6 +161,30 @@ def detect(
     code = run(inputs, like=like or (), words=words, proposals=proposals, trained=trained, threshold=threshold, out=out,
                pictures=pictures, skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
     raise typer.Exit(code)
+
+
+@app.command()
+def slide(
+    bundle: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    picture: Annotated[Path, typer.Argument(metavar="SLIDE", help="A picture of any size; large ones as TIFF.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Class map of a segmentation: .tif.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Answers of tiles, regions and the slide: .jsonl, .json, .csv or .parquet.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Share of its size that the picture is read at.")] = 1.0,
+    regions: Annotated[int, typer.Option(min=1, help="Regions along the longer side.")] = 8,
+    cells: Annotated[bool, typer.Option("--cells", help="One pixel of the map for each cell of the answer.")] = False,
+    keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compute tiles that show nothing, too.")] = False,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Answers a picture of any size by tiles, regions and as a whole, in little memory."""
+    from polysense.apps.slide import slide as run
+
+    run(bundle, picture, out=out, answers=answers, scale=scale, regions=regions, cells=cells, keep_blank=keep_blank,
+        batch_size=batch_size, device=device, threads=threads, quiet=quiet)  # fmt: skip
 
 
 @app.command()
@@ -243,6 +270,14 @@ def fit(
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+
+
+def _numbers(text: str | None, option: str, example: str) -> tuple[float, ...] | None:
+    """ "1,1.5" -> (1.0, 1.5)."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"numbers are wanted, such as {example}", param_hint=option) from None
 
 
 def _borders(text: str | None) -> tuple[float, ...] | None:

@@ -34,6 +34,8 @@ def predict(
     pictures: Path | None = None,
     words: Words | None = None,
     answer: str | None = None,
+    views: Sequence[float] | None = None,
+    mirror: bool = False,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
@@ -50,6 +52,7 @@ def predict(
         pictures: Folder for a picture of every answer.
         words: What "zero-shot" names inputs by.
         answer: What a bundle for segments is asked for: "semantic", "instance" or "panoptic".
+        views, mirror: How often images are read, see `Pipeline.with_views`; None and False leave it as trained.
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
@@ -59,6 +62,8 @@ def predict(
     pipelines, groups = _open(model, inputs, choose_device(device, threads, engine), engine, words)
     if answer is not None:
         ask(pipelines.values(), answer, model)
+    if views or mirror:
+        pipelines = {name: pipeline.with_views(views or (1.0,), mirror) for name, pipeline in pipelines.items()}
     with ExitStack() as stack:
         sinks: list[Callable[[Prediction], None]] = []
         if out is not None:

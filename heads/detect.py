@@ -33,6 +33,7 @@ from polysense.heads.assign import overlaps, task_aligned
 from polysense.heads.base import HEADS, Head, Out
 from polysense.heads.grid import MaskedBlock, Pyramid, sample_grid, sample_window
 from polysense.heads.tiles import join_cells, merge_windows, merge_windows_meta
+from polysense.heads.views import blend_cells
 
 PRIOR = 0.01  # score of every cell before training, so that background does not drown the first steps
 
@@ -144,6 +145,8 @@ class DetectionHead(Head):
             (begin, size), (rows, cols) = _cells(m), sample_grid(m)
             xyxy = torch.from_numpy(np.array(target.xyxy, np.float32).reshape(-1, 4))
             own = clip_boxes_to_image((xyxy - begin) / size, (rows, cols))
+            if m.get("mirror"):
+                own[:, [0, 2]] = cols - own[:, [2, 0]]
             seen = (own[:, 2:] - own[:, :2]).amin(1) > 0  # a tokenizer that crops does not see all of them
             count = int(seen.sum())
             boxes[i, :count] = own[seen]
@@ -187,8 +190,8 @@ class DetectionHead(Head):
         return {"loss": loss, **parts}
 
     def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
-        """Windows of one large image become one set of cells; each place belongs to the window it is most inside."""
-        return merge_windows(out, owner, meta, join_cells)
+        """Windows and views of one image become one set of cells; a place belongs to the window it is most inside."""
+        return merge_windows(out, owner, meta, join_cells, blend_cells)
 
     def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
         return merge_windows_meta(meta, owner)

@@ -125,6 +125,7 @@ class QueryHead(Head):
             left, top, right, bottom = sample_window(m)
             ys = cell_pixels(top, bottom, rows * scale, one.index.shape[0])
             xs = cell_pixels(left, right, cols * scale, one.index.shape[1])
+            xs = xs[::-1] if m.get("mirror") else xs
             index[i, : rows * scale, : cols * scale] = torch.from_numpy(one.index[ys[:, None], xs].astype(np.int64))
             numbers = [self.config.classes.index(name) for name in one.labels]
             classes[i, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
@@ -189,11 +190,12 @@ class QueryHead(Head):
         """One sequence for each image.
 
         Raises:
-            InputError: An image was read in windows: a segment may lie in several of them.
+            InputError: An image was read in windows or views: a segment may lie in several of them.
         """
         if int(owner.max()) + 1 < len(owner):
             source = meta[0].get("source", "<memory>")
-            raise InputError(source, "segments cannot be found in windows of an image", "do not set resize to tiles")
+            fix = "leave out resize=tiles, views and mirror"
+            raise InputError(source, "segments cannot be joined from several windows or views of an image", fix)
         return out
 
     @torch.no_grad()

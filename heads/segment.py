@@ -6,7 +6,7 @@ original image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
 from polysense.heads.base import HEADS, Head, Out
+from polysense.heads.decoders import DECODERS
 from polysense.heads.grid import Pyramid, cell_pixels, sample_grid, sample_window
-from polysense.heads.tiles import merge_windows, merge_windows_meta, stitch
+from polysense.heads.tiles import Join, merge_windows, merge_windows_meta, stitch
 from polysense.heads.upsample import inner_size, upsampled_argmax, whole
+from polysense.heads.views import blend_maps
 
 NEVER = -1e4  # logit of a class that is never answered; finite, so that half precision and gradients stay sound
 
@@ -39,8 +41,11 @@ class SegmentationConfig:
     fine: tuple[int, ...] = ()  # channels of the tokenizer's finer maps that the doublings read, coarse to fine
     dropout: float = 0.1  # of whole channels, before the logits
     dice: float = 0.5  # weight of the dice loss beside cross entropy; 0 for none
+    # "pyramid": its finest level; "uper": all levels and regions of the image, slower; "linear": the tokens alone
+    decoder: str = "pyramid"
 
     def __post_init__(self) -> None:
+        DECODERS[self.decoder]  # raises for a name that there is not
         for name in ("classes", "layers", "fine"):  # lists, when read from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.upsample < 0:
@@ -49,20 +54,22 @@ class SegmentationConfig:
 
 @HEADS.register("segmentation")
 class SegmentationHead(Head):
-    """The finest level of a feature pyramid, per-cell logits, read back at the size of the original."""
+    """A feature pyramid, a decoder of its levels, per-cell logits, read back at the size of the original."""
 
     Config = SegmentationConfig
 
     def __init__(self, config: SegmentationConfig, width: int) -> None:
         super().__init__(config, width)
-        levels = config.upsample + 1
-        self.pyramid = Pyramid(width, config.channels, levels, config.fine, config.layers, config.depth)
+        decoder = DECODERS[config.decoder]
+        levels, fine, depth = (1, (), 0) if decoder.plain else (config.upsample + 1, config.fine, config.depth)
+        self.pyramid = Pyramid(width, config.channels, levels, fine, config.layers, depth)
+        self.decoder = decoder(config.channels, config.upsample)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classify = nn.Conv2d(config.channels, len(config.classes), 1)
 
     def forward(self, features: Features) -> Out:
         """Returns "logits" (b, k, h, w) in float32."""
-        x, _ = self.pyramid(features)[-1]
+        x = self.decoder(self.pyramid(features))
         logits = self.classify(self.dropout(x)).float()
         ignore = self.config.ignore
         if ignore is not None and ignore < len(self.config.classes):
@@ -91,6 +98,7 @@ class SegmentationHead(Head):
             shrink = mask.shape[0] / m["size"][0]  # a mask may be a smaller copy
             ys = cell_pixels(top * shrink, bottom * shrink, rows * scale, mask.shape[0])
             xs = cell_pixels(left * shrink, right * shrink, cols * scale, mask.shape[1])
+            xs = xs[::-1] if m.get("mirror") else xs
             row[: rows * scale, : cols * scale] = torch.from_numpy(mask[ys[:, None], xs].astype(np.int64))
         return {"mask": out}
 
@@ -122,11 +130,13 @@ class SegmentationHead(Head):
         return losses
 
     def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
-        """Windows of one large image become one map; their logits are averaged where they overlap."""
+        """Windows and views of one image become one map; where they overlap, their logits are averaged."""
         scale = 2**self.config.upsample
-        return merge_windows(
-            out, owner, meta, lambda parts, of: {"logits": stitch([part["logits"] for part in parts], of, scale)}
-        )
+
+        def by(way: Callable[..., Tensor]) -> Join:
+            return lambda parts, of: {"logits": way([part["logits"] for part in parts], of, scale)}
+
+        return merge_windows(out, owner, meta, by(stitch), by(blend_maps))
 
     def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
         return merge_windows_meta(meta, owner)

@@ -2,20 +2,21 @@
 
 The encoder sees a few dozen group tokens; a point asks the tokens around it. Feature propagation as in PointNet++ (Qi
 et al. 2017b, section 3.4): the features of the three nearest tokens, weighted by inverse squared distance, joined with
-where the point lies relative to them. Training asks for some points of each cloud, decoding for all of them in blocks.
+where the point lies relative to them. Training asks for some points of each cloud, decoding for all of them, some at a
+time. Where a large cloud is cut into blocks (tokenizers/cloud_blocks.py), a point asks the tokens of its own block.
 
 Shape legend: b batch, n tokens, q queried points, m points of the original cloud, c channels, k classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,11 +24,11 @@ from polysense.core.errors import InputError
 from polysense.core.predictions import Mask, Prediction
 from polysense.core.types import Features
 from polysense.data.masks import IGNORE, read_mask
-from polysense.heads.base import HEADS, Head, Out
+from polysense.heads.base import HEADS, Head, Out, cat_padded
 from polysense.tokenizers.positions import CoordinateEmbedding
 
-BLOCK = 65_536  # points decoded at once
-PAIRS = 16_000_000  # distances held at once; bounds the block where there are many tokens
+PORTION = 65_536  # points decoded at once
+PAIRS = 16_000_000  # distances held at once; bounds the portion where there are many tokens
 NEIGHBOURS = 3
 FAR = 1e12  # squared distance to a padded token
 
@@ -107,20 +108,20 @@ class PointSegmentationHead(Head):
 
         Args:
             labels: For each cloud m class indices, an array or a path of a `.npy` file.
-            meta: With "xyz" (m, 3), "center" (3,) and "scale".
+            meta: With "xyz" (m, 3), "center" (3,) and "scale"; of a block also "own".
 
         Raises:
             InputError: The labels do not fit the cloud or the classes.
         """
         rng = np.random.default_rng((self.config.seed, self._draws))
         self._draws += 1
-        count = min(self.config.queries, max(len(m["xyz"]) for m in meta))
+        count = min(self.config.queries, max(len(m.get("own", m["xyz"])) for m in meta))
         points = torch.zeros(len(labels), count, 3)
         classes = torch.full((len(labels), count), IGNORE, dtype=torch.int64)
         for i, (label, m) in enumerate(zip(labels, meta, strict=True)):
             index = self._checked(read_mask(label), m)
             chosen = rng.permutation(len(index))[:count] if len(index) > count else np.arange(len(index))
-            points[i, : len(chosen)] = torch.from_numpy(_normalised(m, chosen))
+            points[i, : len(chosen)] = torch.from_numpy(_normalised(m, m["own"][chosen] if "own" in m else chosen))
             classes[i, : len(chosen)] = torch.from_numpy(index[chosen].astype(np.int64))
         return {"points": points, "labels": classes}
 
@@ -128,6 +129,7 @@ class PointSegmentationHead(Head):
         source, count = meta.get("source", "<memory>"), len(meta["xyz"])
         if index.shape != (count,):
             raise InputError(source, f"it has {count} points but labels of shape {index.shape}", "label every point")
+        index = index[meta["own"]] if "own" in meta else index
         index = np.where(index < 0, IGNORE, index)
         if self.config.ignore is not None:
             index = np.where(index == self.config.ignore, IGNORE, index)
@@ -144,25 +146,46 @@ class PointSegmentationHead(Head):
         total = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="sum")
         return {"loss": total / (labels != IGNORE).sum().clamp(min=1)}
 
+    def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
+        """Blocks of one cloud stay apart, as a second axis: a point asks the tokens of its own block only."""
+        if not any("own" in m for m in meta):
+            return super().merge(out, owner, meta)
+        clouds = range(int(owner.max()) + 1)
+        return {name: cat_padded([tensor[owner == s][None] for s in clouds]) for name, tensor in out.items()}
+
+    def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+        """That of the first block, with all of them as "blocks"."""
+        merged = super().merge_meta(meta, owner)
+        if any("own" in m for m in meta):
+            for s, about in enumerate(merged):
+                about["blocks"] = [m for m, of in zip(meta, owner.tolist(), strict=True) if of == s]
+        return merged
+
     @torch.inference_mode()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        """`Mask` over all points of each cloud; memory is bounded by the block, whatever the size of the cloud."""
+        """`Mask` over all points of each cloud, in their order; memory is bounded, whatever the size of the cloud."""
         answers: list[Prediction] = []
-        step = max(min(BLOCK, PAIRS // out["pos"].shape[1]), 1)
         for i, m in enumerate(meta):
-            own = {name: tensor[i : i + 1] for name, tensor in out.items()}
-            count = len(m["xyz"])
-            index = np.empty(count, np.uint8 if len(self.config.classes) <= 256 else np.int32)
+            index = np.empty(len(m["xyz"]), np.uint8 if len(self.config.classes) <= 256 else np.int32)
             confidence = 0.0
-            for start in range(0, count, step):
-                block = slice(start, min(start + step, count))
-                points = torch.from_numpy(_normalised(m, block)).to(out["pos"].device)
-                best, chosen = self.query(own, points[None])[0].softmax(-1).max(-1)
-                index[block] = chosen.cpu().numpy()
-                confidence += float(best.sum())
+            for j, block in enumerate(m.get("blocks", [m])):
+                tokens = {name: tensor[i, j : j + 1] if "blocks" in m else tensor[i : i + 1]
+                          for name, tensor in out.items()}  # fmt: skip
+                for rows in self._portions(block, tokens["pos"].shape[1]):
+                    points = torch.from_numpy(_normalised(block, rows)).to(tokens["pos"].device)
+                    best, chosen = self.query(tokens, points[None])[0].softmax(-1).max(-1)
+                    index[rows] = chosen.cpu().numpy()
+                    confidence += float(best.sum())
             source = m.get("source", "<memory>")
-            answers.append(Mask(index, self.config.classes, confidence / max(count, 1), source))
+            answers.append(Mask(index, self.config.classes, confidence / max(len(index), 1), source))
         return answers
+
+    def _portions(self, meta: Mapping[str, Any], tokens: int) -> Iterator[Any]:
+        """The points that a cloud or block answers, by number, as many at a time as memory allows."""
+        step = max(min(PORTION, PAIRS // tokens), 1)
+        own, count = meta.get("own"), len(meta["xyz"])
+        for start in range(0, count if own is None else len(own), step):
+            yield slice(start, min(start + step, count)) if own is None else own[start : start + step]
 
 
 def _normalised(meta: Mapping[str, Any], rows: Any) -> Float[np.ndarray, "q 3"]:

@@ -171,6 +171,25 @@ class Pipeline(nn.Module):
         other._modules = {**self._modules, "encoder": encoder}
         return other.eval()
 
+    def with_views(self, views: Sequence[float] = (1.0,), mirror: bool = False) -> Pipeline:
+        """The same pipeline reading each image several times and averaging the answers; weights are shared.
+
+        Args:
+            views: Sizes to read it at, as shares of the usual one.
+            mirror: Read each of them mirrored as well.
+
+        Raises:
+            InputError: This pipeline does not read images, or these are no sizes.
+        """
+        if self.modality != "image":
+            raise InputError(self.task.name, "only images are read in views", "leave out views and mirror")
+        tokenizer = copy.copy(self.tokenizer)
+        options = {**tokenizer.config_dict(), "views": tuple(views), "mirror": mirror}
+        tokenizer.config = make_config(tokenizer.Config, options, "image tokenizer")
+        other = copy.copy(self)
+        other._modules = {**self._modules, "tokenizer": tokenizer}
+        return other
+
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device

@@ -44,6 +44,7 @@ MODALITIES = ("image", "video", "audio", "point_cloud", "time_series", "tabular"
 
 # Small things must still have pixels; what the tokens lose of them comes from the front part's finer maps.
 DENSE = {"size": 384, "fine": True}
+BLOCKS = {"block": 8192}  # points: a few dozen tokens cannot tell the small things of a whole scene apart
 
 
 def _add(
@@ -69,7 +70,7 @@ for _modality in ("image", "video", "audio", "point_cloud", "text"):
     _add(f"{_prefix}-meaning", _modality, "meaning", "meaning", "")
     _add(f"{_prefix}-naming", _modality, "naming", "classification", "accuracy")
 _add("image-segmentation", "image", "segmentation", "segmentation", "miou", tokenizer=DENSE)
-_add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou")
+_add("point-cloud-segmentation", "point_cloud", "point_segmentation", "segmentation", "miou", tokenizer=BLOCKS)
 _add("panoptic-segmentation", "image", "queries", "panoptic", "pq", tokenizer=DENSE)
 _add("instance-segmentation", "image", "queries", "instances", "map50", tokenizer=DENSE)
 _add("object-detection", "image", "detection", "detection", "map50", tokenizer=DENSE)

@@ -68,6 +68,10 @@ class ImageConfig:
     grid: tuple[int, ...] | None = None  # rows and columns of the learned positions; None = size / patch, square
     bias: bool = True  # of the patch map (CLIP has none)
     fine: bool = False  # give maps finer than the grid as well, which pixel heads read beside the encoder's answer
+    # An image is read in several views, and their answers are averaged: at these shares of its usual size in pixels,
+    # and with `mirror` each of them mirrored as well. In training one of them is drawn.
+    views: tuple[float, ...] = (1.0,)
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
@@ -79,7 +83,7 @@ class ImageConfig:
         self._fill("std", LITE0_STD if lite0 else IMAGENET_STD)
         if self.form == "vit":
             self._fill("grid", (max(1, self.size // self.patch),) * 2)
-        for name in ("mean", "std", "grid"):  # JSON gives lists
+        for name in ("mean", "std", "grid", "views"):  # JSON gives lists
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         check_choice("positions", str(self.positions), POSITIONS)
@@ -88,6 +92,8 @@ class ImageConfig:
             raise ValueError(f"the form {self.form!r} cannot have {self.positions!r} positions")
         if min(self.size, self.patch) < 1:
             raise ValueError(f"size and patch must be positive, not {self.size} and {self.patch}")
+        if not self.views or not all(0 < scale < math.inf for scale in self.views):
+            raise ValueError(f"views must be one or more positive shares of the size, not {self.views}")
 
     def _fill(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:
@@ -133,34 +139,59 @@ class ImageTokenizer(GridTokenizer):
         """
         config = self.config
         margin = READ_MARGIN * (CROP_MARGIN if config.resize == "crop" else 1)
-        target = None if config.resize == "tiles" else math.ceil(margin * config.size)
+        target = None if config.resize == "tiles" else math.ceil(margin * config.size * max(config.views))
         image, size = read_image_sized(source, target=target)
-        height, width = fit_size(*size, config.size, config.step, config.resize)
-        pixels = resize(image, (height, width), config.resize, str(config.interpolation))
+        data = {}
+        for name, scale in zip(self._view_names, config.views, strict=True):
+            sides = fit_size(size[0] * scale, size[1] * scale, config.size * scale, config.step, config.resize)
+            data[name] = resize(image, sides, config.resize, str(config.interpolation))
+        height, width = data["image"].shape[1:]
         meta = {
             "size": size,
             "input_size": (height, width),
             "grid": (height // config.step, width // config.step),
             "window": seen_window(*size, config.resize),
         }
-        return Sample({"image": pixels}, describe_source(source), meta)
+        return Sample(data, describe_source(source), meta)
+
+    @property
+    def _view_names(self) -> list[str]:
+        """Where a sample keeps its views."""
+        return ["image", *(f"view{i}" for i in range(1, len(self.config.views)))]
 
     def split(self, sample: Sample) -> list[Sample]:
+        """The views of an image, if there are several: they know their number, "view", and whether they "mirror"."""
+        if len(self.config.views) == 1 and not self.config.mirror:
+            return self._windows(sample, sample.data["image"], {})
+        parts: list[Sample] = []
+        seen = [(sample.data[name], mirror) for name in self._view_names for mirror in (False, True)]
+        for number, (pixels, mirror) in enumerate(seen if self.config.mirror else seen[::2]):
+            about = {"view": number, "mirror": mirror}
+            parts += self._windows(sample, pixels.flip(-1) if mirror else pixels, about)
+        return parts
+
+    def _windows(self, sample: Sample, pixels: UInt8[Tensor, "3 h w"], about: dict[str, Any]) -> list[Sample]:
         """Windows of a large image, where `resize` is "tiles": they know their "place" in the "whole" grid."""
-        rows, columns = sample.meta["grid"]
         step, side = self.config.step, max(1, self.config.size // self.config.step)
+        rows, columns = (length // step for length in pixels.shape[1:])
         if self.config.resize != "tiles" or max(rows, columns) <= side:
-            return [sample]
-        pixels, (height, width) = sample.data["image"], sample.meta["size"]
+            if not about:
+                return [sample]
+            meta = {"grid": (rows, columns), "input_size": tuple(pixels.shape[1:]), **about}
+            return [Sample({"image": pixels}, sample.source, {**sample.meta, **meta})]
+        height, width = sample.meta["size"]
+        across, down = width / columns, height / rows  # pixels of the original in a cell
         windows = []
         for row in window_starts(rows, side):
             for column in window_starts(columns, side):
                 part = pixels[:, row * step : (row + side) * step, column * step : (column + side) * step].clone()
                 grid = (part.shape[1] // step, part.shape[2] // step)
-                across, down = width / columns, height / rows  # pixels of the original in a cell
-                seen = (column * across, row * down, (column + grid[1]) * across, (row + grid[0]) * down)
-                meta = {"grid": grid, "input_size": tuple(part.shape[1:]), "window": seen, "place": (row, column),
-                        "whole": (rows, columns)}  # fmt: skip
+                left, right = column * across, (column + grid[1]) * across
+                if about.get("mirror"):
+                    left, right = width - right, width - left
+                meta = {"grid": grid, "input_size": tuple(part.shape[1:]), "place": (row, column),
+                        "window": (left, row * down, right, (row + grid[0]) * down), "whole": (rows, columns),
+                        **about}  # fmt: skip
                 windows.append(Sample({"image": part}, sample.source, {**sample.meta, **meta}))
         return windows
 

@@ -31,7 +31,7 @@ CROP_MARGIN = 256 / 224  # short side of an image over the side of its centre cr
 READ_MARGIN = 1.5  # the longer side of an image read for a square input, so that the shorter one suffices too
 
 
-def fit_size(height: int, width: int, size: int, step: int, policy: str) -> tuple[int, int]:
+def fit_size(height: float, width: float, size: float, step: int, policy: str) -> tuple[int, int]:
     """The (height, width) that an image is resized to; both are multiples of `step`.
 
     "area" keeps the aspect, up to rounding to whole cells, at about size² pixels. Very long images are squeezed, so
@@ -65,11 +65,11 @@ def resize(image: Image.Image, size: tuple[int, int], policy: str, interpolation
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def window_starts(length: int, window: int) -> list[int]:
-    """Where windows begin that cover `length` cells and overlap by at least `OVERLAP`, evenly spread."""
+def window_starts(length: int, window: int, overlap: float = OVERLAP) -> list[int]:
+    """Where windows begin that cover `length` cells and overlap by at least a share of themselves, evenly spread."""
     if length <= window:
         return [0]
-    count = 1 + math.ceil((length - window) / max(1, round(window * (1 - OVERLAP))))
+    count = 1 + math.ceil((length - window) / max(1, round(window * (1 - overlap))))
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 

@@ -21,6 +21,7 @@ from polysense.core.types import Sample, Tokens
 from polysense.data.point_cloud import Cloud, read_cloud
 from polysense.kernels.points import farthest_point_sampling, knn
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, meta_of, pad_stack
+from polysense.tokenizers.cloud_blocks import halved, surrounded
 from polysense.tokenizers.cloud_shape import EXTENT, PROFILE, extent_of, max_radius, mirrored, profile_of
 
 FEATURES = {"rgb": 3, "intensity": 1, "normals": 3}
@@ -47,6 +48,9 @@ class PointCloudConfig:
     views: int = 1  # mirrored and quarter-turned variants (up to 8) whose answers are averaged; not for segmentation
     hidden: int = 128  # channels inside the patch network
     sample: int = 20_000  # points drawn from the surface of a mesh
+    # A cloud of more points is cut into blocks of at most so many (tokenizers/cloud_blocks.py), each with tokens of its
+    # own; 0: it is one, however large. Segmentation answers a point by the block it lies in, other heads average.
+    block: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))  # a list after JSON
@@ -62,6 +66,8 @@ class PointCloudConfig:
             raise ValueError(f"views must be from 1 to {len(VIEWS)}")
         if min(self.points, self.groups, self.neighbours) < 1 or not 0 < self.ratio <= 1:
             raise ValueError("points, groups and neighbours must be at least 1, ratio in (0, 1]")
+        if self.block < 0:
+            raise ValueError("block must be a number of points, or 0 for none")
 
 
 @TOKENIZERS.register("point_cloud")
@@ -92,7 +98,10 @@ class PointCloudTokenizer(Tokenizer):
             InputError: Not a cloud, or without a feature that the configuration asks for.
         """
         cloud = read_cloud(source, sample=self.config.sample)
-        return self.cut(cloud, str(source) if isinstance(source, str | Path) else "<memory>")
+        sample = self.cut(cloud, str(source) if isinstance(source, str | Path) else "<memory>")
+        if not 0 < self.config.block < len(cloud.xyz):
+            return sample
+        return replace(sample, meta={**sample.meta, "features": cloud.features})
 
     def cut(self, cloud: Cloud, source: str) -> Sample:
         """A decoded cloud -> groups (g, k, 3 + f), centers (g, 3), extent (e), profile (q)."""
@@ -120,7 +129,24 @@ class PointCloudTokenizer(Tokenizer):
         return Sample({k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in data.items()}, source, meta)
 
     def split(self, sample: Sample) -> list[Sample]:
-        """The cloud from as many sides as the configuration says; in training one of them is drawn."""
+        """The blocks of a large cloud, each from as many sides as the configuration says.
+
+        A block knows its "own" points among the whole cloud's "xyz". In training one of all these is drawn.
+        """
+        return [view for block in self._blocks(sample) for view in self._views(block)]
+
+    def _blocks(self, sample: Sample) -> list[Sample]:
+        xyz, features = sample.meta["xyz"], sample.meta.get("features")
+        if features is None:
+            return [sample]
+        blocks, made = halved(xyz, self.config.block), []
+        for own, rows in zip(blocks, surrounded(xyz, blocks), strict=True):
+            part = Cloud(xyz[rows], {name: features[name][rows] for name in self.config.features})
+            block = self.cut(part, sample.source)
+            made.append(replace(block, meta={**block.meta, "points": len(xyz), "xyz": xyz, "own": own}))
+        return made
+
+    def _views(self, sample: Sample) -> list[Sample]:
         views = self.config.views
         if views == 1:
             return [sample]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
 CACHE_BYTES = 4 * 2**30  # decoded samples kept in memory, at most
+DRAWN = 8  # blocks of a large cloud that learning draws at a time: they are many, and such clouds are few
 
 
 class Examples(Protocol):
@@ -67,14 +68,12 @@ class FileExamples:
     def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
         item = self.items[i]
         if not self.augment:
-            parts = self._parts(i)
-            return [(parts[int(rng.integers(len(parts)))], item.target)]
+            return [(part, item.target) for part in drawn(self._parts(i), rng)]
         value, target = self._varied(i, rng)
         sample = self.tokenizer.read(value)
         if isinstance(item.source, str | Path):
             sample = replace(sample, source=str(item.source))
-        parts = self.tokenizer.split(sample)
-        return [(parts[int(rng.integers(len(parts)))], target)]
+        return [(part, target) for part in drawn(self.tokenizer.split(sample), rng)]
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Any, Any]:
         if "mosaic" in self.extras:
@@ -97,6 +96,13 @@ class FileExamples:
             self._cache[i] = parts
             self._bytes += size
         return parts
+
+
+def drawn(parts: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    """One sequence of an example at random, or `DRAWN` blocks of a cloud."""
+    if "own" not in parts[0].meta:
+        return [parts[int(rng.integers(len(parts)))]]
+    return [parts[i] for i in rng.choice(len(parts), min(DRAWN, len(parts)), replace=False)]
 
 
 def varied(modality: str, item: Item, rng: np.random.Generator, extras: Sequence[str] = ()) -> tuple[Any, Any]:
