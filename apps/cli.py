@@ -165,6 +165,12 @@ def fit(
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,
+    known: Annotated[
+        str | None,
+        typer.Option(help="Columns of a series whose future is known, a,b; calendar: hour, weekday, season."),
+    ] = None,
+    static: Annotated[str | None, typer.Option(help="Columns that are constant in a series, a,b.")] = None,
+    series: Annotated[str | None, typer.Option(help="Column that names the series of a long table.")] = None,
     ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     val_share: Annotated[
@@ -182,8 +188,9 @@ def fit(
 
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
-                 ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
-                 tokenizer_options=_pairs(tokenizer), head_options=_pairs(head))  # fmt: skip
+                 known=known, static=static, series=series, ignore=ignore, seed=seed, val_share=val_share,
+                 patience=patience, threads=threads, tokenizer_options=_pairs(tokenizer),
+                 head_options=_pairs(head))  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)

@@ -215,9 +215,16 @@ def future_times(times: Times | None, freq: str | None, h: int) -> list[str]:
 
     if times is None or freq is None or not len(times):
         return [str(i) for i in range(1, h + 1)]
-    index = pd.date_range(times[-1], periods=h + 2, freq=freq)
-    index = index[index > times[-1]][:h]
+    index = pd.DatetimeIndex(times_after(times, freq, h))
     return [t.isoformat() for t in index] if (index != index.normalize()).any() else list(index.strftime("%Y-%m-%d"))
+
+
+def times_after(times: Times, freq: str, h: int) -> Times:
+    """The h steps after the last one."""
+    import pandas as pd
+
+    index = pd.date_range(times[-1], periods=h + 2, freq=freq)
+    return index[index > times[-1]][:h].to_numpy("datetime64[ns]")
 
 
 def calendar_features(times: Times | None, length: int = 0) -> Float[np.ndarray, "t 8"]:

@@ -52,12 +52,14 @@ def _rows(content: Any, frame: SeriesFrame, time: str | None) -> tuple[Times, Fl
     for column in _time_columns(content, frame, time):
         rows = parse_times(column)
         rows = None if rows is None else np.unique(rows[~np.isnat(rows)])
-        ends = cast(Times, frame.times)[[0, -1]]
-        if rows is None or not len(rows) or (abs(rows[[0, -1]] - ends) > np.timedelta64(32, "D")).any():
+        first, last = cast(Times, frame.times)[[0, -1]]
+        month = np.timedelta64(32, "D")
+        if rows is None or not len(rows) or abs(rows[0] - first) > month or rows[-1] < last - month:
             continue
         grid, ranks, _ = even_grid(frame.source, rows, np.arange(len(rows), dtype=np.float64)[:, None])
-        if np.array_equal(grid, cast(Times, frame.times)):
-            return rows, ranks[:, 0], _zone(column)
+        t = len(cast(Times, frame.times))  # where covariates are known ahead, the file goes on
+        if np.array_equal(grid[:t], cast(Times, frame.times)):
+            return rows, ranks[:t, 0], _zone(column)
     raise InputError(frame.source, "which column holds its times is not plain", "name it as time")
 
 

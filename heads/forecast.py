@@ -2,9 +2,11 @@
 
 Each variate is a sequence of its own (channel independence, Nie et al. 2023, PatchTST), normalised by the tokenizer
 (`loc`, `scale`); the head answers in those normalised units and `decode` turns them back. A window that stands still
-is continued exactly; of one in which nothing is known, nothing is said (NaN).
+is continued exactly; of one in which nothing is known, nothing is said (NaN). The effect of covariates, where the
+tokenizer has taken one out of the history, is taken out of the target and added to the answer, which reaches no
+further than covariates are known.
 
-Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps, q quantiles.
+Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps, q quantiles, t steps of history.
 """
 
 from __future__ import annotations
@@ -160,7 +162,7 @@ class ForecastHead(Head):
             return {}
         loc = np.array([float(about["loc"][0]) for about in meta])
         scale = np.array([float(about["scale"][0]) for about in meta])
-        histories = [np.asarray(about["history"], np.float64).reshape(-1) for about in meta]
+        histories = [_without_effect(about).reshape(-1) for about in meta]
         if self.mixture is not None:
             pairs = [local_forecasts(history, self.config.horizon) for history in histories]
             forecasts = np.stack([forecast for forecast, _ in pairs])
@@ -180,7 +182,8 @@ class ForecastHead(Head):
         loc = torch.tensor([float(about["loc"][0]) for about in meta])
         scale = torch.tensor([float(about["scale"][0]) for about in meta])
         std = torch.tensor([self._std.get(about["names"][0], 0.0) for about in meta])
-        futures = [torch.as_tensor(np.asarray(label, np.float32).reshape(-1)) for label in labels]
+        pairs = zip(labels, meta, strict=True)
+        futures = [torch.as_tensor(_left_over(label, about).astype(np.float32)) for label, about in pairs]
         longest = max(self.config.horizon, *map(len, futures))
         steps = torch.stack([F.pad(x, (0, longest - len(x)), value=float("nan")) for x in futures])
         # A squared error in the window's units counts (scale / std)² in the metric's; bounded for calm variates.
@@ -213,23 +216,26 @@ class ForecastHead(Head):
             {**variates[0], "names": [about["names"][0] for about in variates],
              "loc": np.array([about["loc"][0] for about in variates]),
              "scale": np.array([about["scale"][0] for about in variates]),
-             "history": np.concatenate([np.asarray(about["history"]).reshape(-1, 1) for about in variates], 1)}
+             "history": np.concatenate([np.asarray(about["history"]).reshape(-1, 1) for about in variates], 1),
+             **({"effect": np.concatenate([about["effect"] for about in variates], 1)}
+                if "effect" in variates[0] else {})}
             for variates in samples
         ]  # fmt: skip
 
     @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         answers: list[Prediction] = []
-        h = min(self.horizon, self.config.horizon)
         for i, about in enumerate(meta):
             c = len(about["names"])
-            history = np.asarray(about["history"], np.float64).reshape(-1, c)
+            history, left = np.asarray(about["history"], np.float64).reshape(-1, c), _without_effect(about)
+            effect = about["effect"][len(history) :] if "effect" in about else np.zeros((self.config.horizon, c))
+            h = min(self.horizon, self.config.horizon, len(effect))
             alone = [{"names": [about["names"][j]], "loc": about["loc"][j : j + 1], "scale": about["scale"][j : j + 1],
-                      "history": history[:, j]} for j in range(c)]  # fmt: skip
+                      "history": left[:, j]} for j in range(c)]  # fmt: skip
             raw = {name: x[i, :c].float() for name, x in out.items()}
             known = {name: x.to(next(self.parameters()).device) for name, x in self.known(alone).items()}
             steps, bands = self.answer(raw, known)  # (c, h), (c, h, q)
-            loc, scale = np.asarray(about["loc"]), np.asarray(about["scale"])
+            loc, scale = np.asarray(about["loc"]) + effect[:h], np.asarray(about["scale"])
             mean = steps[:, :h].T.cpu().numpy() * scale + loc
             levels = bands[:, :h].permute(2, 1, 0).cpu().numpy() * scale + loc  # (q, h, c)
             for j in range(c):
@@ -241,6 +247,21 @@ class ForecastHead(Head):
                 names=about["names"], history=about["history"], source=about["source"],
             ))  # fmt: skip
         return answers
+
+
+def _without_effect(about: Mapping[str, Any]) -> Float[np.ndarray, "t c"]:
+    """A history less the effect of its covariates."""
+    history = np.asarray(about["history"], np.float64).reshape(-1, len(about["names"]))
+    return history - about["effect"][: len(history)] if "effect" in about else history
+
+
+def _left_over(label: Any, about: Mapping[str, Any]) -> Float[np.ndarray, " h"]:
+    """A future less the effect of its covariates, as far as these are known."""
+    future = np.asarray(label, np.float64).reshape(-1)
+    if "effect" not in about:
+        return future
+    effect = about["effect"][len(about["history"]) :].reshape(-1)[: len(future)]
+    return future[: len(effect)] - effect
 
 
 def _standing(history: Float[np.ndarray, " t"]) -> float | None:

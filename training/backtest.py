@@ -23,6 +23,7 @@ from polysense.core.types import Sample
 from polysense.data.time_series import SeriesFrame, read_series_all
 from polysense.data.time_series_axis import Times
 from polysense.data.time_series_files import load, source_name
+from polysense.data.time_series_roles import roles_of, tables_of
 from polysense.data.time_series_rows import steps_of_rows
 from polysense.heads.forecast import ForecastHead
 from polysense.heads.local_forecasts import find_seasons, repeat_season
@@ -112,7 +113,8 @@ def backtest(
     time = config.time if time is None else time
     names = [name.strip() for name in target.split(",")] if isinstance(target, str) else target
     source = source.read() if hasattr(source, "read") else source  # it is looked at twice
-    frames = read_series_all(source, time=time, columns=config.columns if names is None else names)
+    roles = roles_of(config)
+    frames = read_series_all(source, time=time, columns=config.columns if names is None else names, roles=roles)
     places = [list(range(len(frame.values) - h, 0, -(step or h)))[:origins][::-1] for frame in frames]
     if not any(places):
         longest = max(len(frame.values) for frame in frames)
@@ -122,7 +124,11 @@ def backtest(
     content = None
     if not isinstance(source, SeriesFrame) and any(frame.times is not None for frame in frames):
         content = load(source_name(source), source)
-    tested = [_Tested.make(frame, ends, content, time, season) for frame, ends in zip(frames, places) if ends]
+    tables: dict[str, Any] = {}
+    if content is not None and roles.series is not None:
+        tables = dict(tables_of(source_name(source), cast(Any, content), roles.series))
+    tested = [_Tested.make(frame, ends, tables.get(frame.source, content), time, season)
+              for frame, ends in zip(frames, places) if ends]  # fmt: skip
     table = _table(tested, _forecast(pipeline, tested, h, batch_size, watch), h)
     levels = pipeline.head.config.quantiles
     metrics = _scores(table, "mean", levels)
@@ -203,7 +209,10 @@ def _forecast(
     usual, head.horizon = head.horizon, h
     try:
         for i, (one, origin) in enumerate(cuts):
-            waiting.append(tokenizer.split(tokenizer.window_sample(one.history(origin), origin)))
+            history = one.history(origin)
+            if tokenizer.config.effect is not None:
+                tokenizer.config.effect.check(history, h)
+            waiting.append(tokenizer.split(tokenizer.window_sample(history, origin)))
             if sum(map(len, waiting)) >= batch_size or i + 1 == len(cuts):
                 answers += cast(list[Series], pipeline.predict_sequences(waiting, batch_size))
                 waiting = []
