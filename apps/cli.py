@@ -90,6 +90,9 @@ def predict(
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(min=1, help="forecasting: steps to answer, any number (default: as trained).")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help='zero-shot: classes, "dog, cat | kitten, bird", or a .txt with one a line.')
     ] = None,
@@ -116,7 +119,8 @@ def predict(
 
         words = Words(labels, modality, template, none, examples)
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words)  # fmt: skip
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
+               horizon=horizon)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -233,7 +237,7 @@ def backtest(
     file: Annotated[Path, typer.Argument(help="A file of series.")],
     time: Annotated[str | None, typer.Option(help="Column that holds the time (default: found).")] = None,
     target: Annotated[str | None, typer.Option(help="Variates to forecast, a,b (default: all).")] = None,
-    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast (default: all the bundle can).")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast (default: as trained).")] = None,
     origins: Annotated[int, typer.Option(min=1, help="Moments to forecast from, at most.")] = 10,
     step: Annotated[int | None, typer.Option(min=1, help="Rows between them (default: the horizon).")] = None,
     season: Annotated[int | None, typer.Option(min=1, help="Steps of a season (default: found).")] = None,

@@ -33,6 +33,7 @@ def predict(
     top_k: int | None = None,
     pictures: Path | None = None,
     words: Words | None = None,
+    horizon: int | None = None,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
@@ -48,6 +49,7 @@ def predict(
         top_k: Keep only the most probable classes.
         pictures: Folder for a picture of every answer.
         words: What "zero-shot" names inputs by.
+        horizon: Steps that a forecaster is to answer.
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
@@ -64,7 +66,7 @@ def predict(
         if out is None:
             sinks.append(stack.enter_context(Screen(top_k)).add)
         answers = chain.from_iterable(
-            pipelines[name].stream(track(files), batch_size=batch_size, on_error="skip" if skip else "raise")
+            pipelines[name].stream(track(files), batch_size, "skip" if skip else "raise", horizon=horizon)
             for name, files in groups.items()
         )
         return consume((keep_top(answer, top_k) for answer in answers), sinks, out)

@@ -71,7 +71,7 @@ class ForecastHead(Head):
 
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__(config, width)
-        self.horizon = config.horizon  # may be set lower to answer fewer steps
+        self.horizon = config.horizon  # answered at a time: fewer may be set; `Pipeline` takes any number as `horizon=`
         self._std, self._mean = dict(config.variate_scale), dict(config.variate_mean)
         self._numbers = {name: i for i, name in enumerate(self._std)}
         self.mixture, self.own = None, None
