@@ -1,7 +1,7 @@
 """Time series: tables, arrays and `.ts` files -> values on an even time axis.
 
 Rules: rows are sorted by time, rows of equal time averaged, uneven steps laid on an even grid (`even_grid` says how),
-missing values stay NaN, infinite ones count as missing, times are UTC without a zone.
+missing values stay NaN, infinite ones count as missing, times are UTC without a zone (which stands beside them).
 
 A table may hold columns that are no variates (`time_series_roles`): of covariates whose future is known, of features
 that are constant in a series, and one that names the series of a long table.
@@ -22,9 +22,11 @@ from polysense.data.time_series_axis import (
     Times,
     calendar_features,
     calendar_marks,
+    day_zone,
     even_grid,
     future_times,
     parse_times,
+    zone_of,
 )
 from polysense.data.time_series_files import Arrays, load, source_name
 from polysense.data.time_series_lines import series_in_lines
@@ -32,6 +34,8 @@ from polysense.data.time_series_roles import PLAIN, Roles, apart, statics_of, ta
 from polysense.data.time_series_ts import parse_ts
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     import pandas as pd
 
 __all__ = ["SERIES_ENDINGS", "SeriesFrame", "calendar_features", "calendar_marks", "future_times", "read_series",
@@ -56,6 +60,9 @@ class SeriesFrame:
         known: (u, k) covariates of the t steps and of those after them for which they are given; NaN where missing.
         known_names: The k covariates.
         static: Features of the series as a whole, by name: numbers or words.
+        zone: That the source wrote its times in; UTC where their texts carry several offsets; None where none is said,
+            and where times are days.
+        day_zone: That days, weeks or months were of, where a table's times say one.
     """
 
     values: np.ndarray
@@ -67,6 +74,8 @@ class SeriesFrame:
     known: np.ndarray | None = None
     known_names: tuple[str, ...] = ()
     static: dict[str, float | str] = field(default_factory=dict)
+    zone: tzinfo | None = None
+    day_zone: tzinfo | None = None
 
 
 def read_series(
@@ -210,7 +219,7 @@ def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[st
     if not known.any():
         raise InputError(name, "its time column is empty", "give a time for each row")
     grid, values, freq = even_grid(name, times[known], values[known])
-    return SeriesFrame(values, grid, names, freq, source=name)
+    return SeriesFrame(values, grid, names, freq, source=name, zone=zone_of(column), day_zone=day_zone(column))
 
 
 def _from_table(

@@ -243,7 +243,8 @@ class ForecastHead(Head):
                     mean[:, j], levels[:, :, j] = level, level
             answers.append(Series(
                 mean=mean, quantiles=dict(zip(self.config.quantiles, levels, strict=True)),
-                times=future_times(about.get("times"), about.get("freq"), h),
+                times=future_times(about.get("times"), about.get("freq"), h, about.get("zone")),
+                zone=about.get("zone") or about.get("day_zone"),
                 names=about["names"], history=about["history"], source=about["source"],
             ))  # fmt: skip
         return answers

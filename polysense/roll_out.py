@@ -76,7 +76,7 @@ def roll_out(pipeline: Pipeline, samples: Sequence[Sequence[Sample]], horizon: i
                 answers[i] = _joined(answers[i], more, horizon)
     finally:
         head.horizon = usual
-    return [replace(answer, times=future_times(frame.times, frame.freq, len(answer.mean)))
+    return [replace(answer, times=future_times(frame.times, frame.freq, len(answer.mean), frame.zone))
             if len(answer.mean) > len(answer.times) else answer
             for answer, frame in zip(answers, first, strict=True)]  # fmt: skip
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from polysense.core.errors import InputError
 from polysense.data.time_series import SeriesFrame
-from polysense.data.time_series_axis import Times, times_after
+from polysense.data.time_series_axis import Times, times_after, to_clock
 from polysense.data.time_series_roles import CALENDAR
 
 KNOTS = (0.05, 0.23, 0.41, 0.59, 0.77, 0.95)  # quantiles of a covariate between which its effect is a cubic
@@ -195,7 +195,9 @@ def _times(frame: SeriesFrame, begin: int, stop: int) -> Times:
     times = frame.times[begin:stop]
     if (more := stop - len(frame.times)) > 0 and frame.freq is not None:
         times = np.concatenate([times, times_after(frame.times, frame.freq, more)])
-    return np.pad(times, (0, stop - begin - len(times)), constant_values=np.datetime64("NaT"))
+    times = np.pad(times, (0, stop - begin - len(times)), constant_values=np.datetime64("NaT"))
+    # People go by their own clock, summer time included.
+    return times if frame.zone is None else to_clock(times, frame.zone).tz_localize(None).to_numpy("datetime64[ns]")
 
 
 def _days(times: Times) -> Float[np.ndarray, " u"]:

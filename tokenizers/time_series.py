@@ -190,7 +190,8 @@ class TimeSeriesTokenizer(Tokenizer):
             "stats": torch.from_numpy(np.stack([np.arcsinh(loc), np.log(scale)], -1).astype(np.float32)),
         }
         meta = {"names": frame.names, "times": times, "freq": frame.freq, "loc": loc.tolist(), "scale": scale.tolist(),
-                "history": history, "label": frame.label, "frame": frame, "end": end}  # fmt: skip
+                "history": history, "label": frame.label, "zone": frame.zone, "day_zone": frame.day_zone,
+                "frame": frame, "end": end}  # fmt: skip
         if effect is not None:
             meta["effect"] = effect
         if config.statics is not None:
