@@ -1,9 +1,10 @@
 """Time series: the last `context` steps, normalised by themselves -> patches (or steps) -> tokens.
 
-Three forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
+Four forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
 2023, with the instance normalisation of RevIN, Kim et al. 2022); "conv", one token a step as Meta-Transformer had it
 (Zhang et al. 2023); "kernels", a token for each of a few segments, from fixed dilated kernels (MiniRocket, see
-`series_kernels`), the form for classification. Sequences are padded on the left, so that the last token is always the
+`series_kernels`), the form for classification; "variates", the whole window of each variate as one token (see
+`series_variates`). Sequences are padded on the left, so that the last token is always the
 newest.
 
 Shape legend: b batch, t steps, c variates, n tokens, p steps of a patch, d width, r training
@@ -33,6 +34,7 @@ from polysense.tokenizers.series_covariates import Effect, fit_effect
 from polysense.tokenizers.series_kernels import BIAS_SERIES, LocalKernels, segment_weights
 from polysense.tokenizers.series_scale import normalise
 from polysense.tokenizers.series_statics import Statics, fit_statics
+from polysense.tokenizers.series_variates import VariateStem, collate_variates, variate_mask
 
 MOST_SERIES = 1000  # training series that a configuration and "kernels" are fitted to
 
@@ -42,7 +44,7 @@ class SeriesConfig:
     """Configuration of `TimeSeriesTokenizer`."""
 
     width: int = 192  # token width
-    form: str = "patch"  # "patch", "conv" or "kernels"
+    form: str = "patch"  # "patch", "conv", "kernels" or "variates"
     channels: int | None = None  # None: each variate is a sequence; C: all C in one; -1: C from the training data
     patch: int = 16  # steps of a patch (other forms: always 1)
     stride: int = 8  # steps between patches (other forms: always 1)
@@ -94,6 +96,8 @@ class TimeSeriesTokenizer(Tokenizer):
             span = config.span or config.context
             self.stem = LocalKernels(channels, width, config.segments, span, config.features, config.dilations)
             self.position = CoordinateEmbedding(1, width)
+        elif config.form == "variates":
+            self.stem = VariateStem(config.context, width)
         else:
             self.stem = nn.Linear(2 * self.patch * channels, width)
             self.position = CoordinateEmbedding(1, width)
@@ -200,7 +204,7 @@ class TimeSeriesTokenizer(Tokenizer):
 
     def split(self, sample: Sample) -> list[Sample]:
         """One sequence for each variate, unless all are read together; `meta["variate"]` numbers them."""
-        if self.config.channels is not None:
+        if self.config.channels is not None or self.config.form == "variates":
             return [sample]
         data, meta = sample.data, sample.meta
         parts = []
@@ -217,6 +221,9 @@ class TimeSeriesTokenizer(Tokenizer):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pads on the left to whole patches: "values", "observed" (b, t, c), "calendar" (b, n, 8 or 4), "stats"."""
+        static = {} if self.static is None else {"static": torch.stack([s.data["static"] for s in samples])}
+        if self.config.form == "variates":
+            return {**collate_variates(samples, self.config.context), **static}
         steps = [len(sample.data["values"]) for sample in samples]
         longest = max(*steps, self.config.context) if self.config.fixed_context else max(steps)
         # Of form "kernels" the tokens are shares of the steps, which need no padding to whole patches.
@@ -228,15 +235,14 @@ class TimeSeriesTokenizer(Tokenizer):
 
         # A patch is dated by its last step.
         calendar = stack("calendar")[:, self.patch - 1 :: self.stride]
-        static = {} if self.static is None else {"static": torch.stack([s.data["static"] for s in samples])}
         return {"values": stack("values"), "observed": stack("observed"), "calendar": calendar, **static,
                 "stats": torch.stack([s.data["stats"] for s in samples]), "steps": torch.tensor(steps),
                 "meta": meta_of(samples)}  # fmt: skip
 
     def token_count(self, steps: int) -> int:
-        """Patches that cover so many steps, or segments."""
-        if self.config.form == "kernels":
-            return self.config.segments
+        """Patches that cover so many steps, or segments; one of each variate."""
+        if self.config.form in ("kernels", "variates"):
+            return self.config.segments if self.config.form == "kernels" else 1
         return 1 + max(0, -((self.patch - steps) // self.stride))
 
     def forward(self, batch: Batch) -> Tokens:
@@ -246,6 +252,8 @@ class TimeSeriesTokenizer(Tokenizer):
         `pos` is the last step of each patch or segment, counted back from the newest (0, -stride, …); tokens of the
         whole stand before the first step.
         """
+        if self.config.form == "variates":
+            return self._variates(batch)
         steps, dtype = batch["steps"].to(batch["values"].device), next(self.parameters()).dtype
         x, mask, pos = (self._segments if self.config.form == "kernels" else self._strides)(batch, steps, dtype)
         grid: tuple[int, ...] | None = (x.shape[1],)
@@ -260,6 +268,16 @@ class TimeSeriesTokenizer(Tokenizer):
             x, pos, grid = torch.cat([static, x], 1), torch.cat([-steps.float()[:, None, None], pos], 1), None
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         return Tokens(x, None if bool(mask.all()) else mask, pos, grid)
+
+    def _variates(self, batch: Batch) -> Tokens:
+        """One token for each variate; date and static features of the sample are added to all of them."""
+        dtype, mask = next(self.parameters()).dtype, variate_mask(batch)
+        x = self.stem(batch["values"].to(dtype), batch["observed"].to(dtype))
+        if self.calendar is not None:
+            x = x + self.calendar(batch["calendar"].to(dtype))
+        if self.static is not None:
+            x = x + self.static(batch["static"].to(dtype)).unsqueeze(1)
+        return Tokens(x, None if bool(mask.all()) else mask, x.new_zeros(*x.shape[:2], 1))
 
     def _strides(self, batch: Batch, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, mask and positions where a token is so many steps."""
@@ -322,8 +340,10 @@ def _some_values(config: SeriesConfig, sources: Sequence[Any]) -> list[np.ndarra
 
 
 def _check(config: SeriesConfig) -> None:
-    if config.form not in ("patch", "conv", "kernels"):
-        raise ValueError(f"unknown time series form {config.form!r}; choose patch, conv or kernels")
+    if config.form not in ("patch", "conv", "kernels", "variates"):
+        raise ValueError(f"unknown time series form {config.form!r}; choose patch, conv, kernels or variates")
+    if config.form == "variates" and (config.channels is not None or config.levels):
+        raise ValueError("form 'variates' takes any number of variates and has no level tokens")
     if config.center not in ("mean", "last", "data"):
         raise ValueError(f"unknown center {config.center!r}; choose mean, last or data")
     if config.center == "data" and len(config.spread) not in (0, config.channels):

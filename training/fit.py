@@ -168,7 +168,10 @@ def build_for(
     head = {**sources.head_options(), **(head_options or {})}
     if TASKS[task].kind == "forecasting":
         series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
-        head["tokens"] = series.token_count(front["context"]) + bool(front.get("static"))
+        if series.config.form == "variates":
+            head |= {"variates": True, "own": 0, "tokens": 1}
+        else:
+            head["tokens"] = series.token_count(front["context"]) + bool(front.get("static"))
     known = sources.tokenizer_sources()
     pipeline = Pipeline.build(task, encoder=encoder, tokenizer=front, head=head, sources=known, seed=seed)
     pipeline.settled |= {f"tokenizer.{name}" for name in pipeline.tokenizer.fit_tensors(known, seed)}
