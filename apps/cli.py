@@ -102,6 +102,9 @@ def predict(
         Answer | None, typer.Option(help="What a bundle for segments answers: classes, objects or both.")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(min=1, help="forecasting: steps to answer, any number (default: as trained).")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help='zero-shot: classes, "dog, cat | kitten, bird", or a .txt with one a line.')
     ] = None,
@@ -132,7 +135,8 @@ def predict(
     code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
                engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
                answer=None if answer is None else answer.value,
-               views=_numbers(views, "--views", "1,1.5"), mirror=mirror)  # fmt: skip
+               views=_numbers(views, "--views", "1,1.5"), mirror=mirror,
+               horizon=horizon)  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -235,6 +239,12 @@ def fit(
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
     ] = None,
+    known: Annotated[
+        str | None,
+        typer.Option(help="Columns of a series whose future is known, a,b; calendar: hour, weekday, season."),
+    ] = None,
+    static: Annotated[str | None, typer.Option(help="Columns that are constant in a series, a,b.")] = None,
+    series: Annotated[str | None, typer.Option(help="Column that names the series of a long table.")] = None,
     ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     val_share: Annotated[
@@ -264,9 +274,9 @@ def fit(
     given = dict(target=target, time=time, horizon=horizon, context=context, epochs=epochs, max_minutes=max_minutes,
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
                  augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
-                 ignore=ignore, seed=seed, val_share=val_share, patience=patience, threads=threads,
-                 method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
-                 head_options=head_options)  # fmt: skip
+                 known=known, static=static, series=series, ignore=ignore, seed=seed, val_share=val_share,
+                 patience=patience, threads=threads, method=method, adapter_options=_pairs(adapter_option),
+                 tokenizer_options=_pairs(tokenizer), head_options=head_options)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
@@ -317,7 +327,7 @@ def backtest(
     file: Annotated[Path, typer.Argument(help="A file of series.")],
     time: Annotated[str | None, typer.Option(help="Column that holds the time (default: found).")] = None,
     target: Annotated[str | None, typer.Option(help="Variates to forecast, a,b (default: all).")] = None,
-    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast (default: all the bundle can).")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast (default: as trained).")] = None,
     origins: Annotated[int, typer.Option(min=1, help="Moments to forecast from, at most.")] = 10,
     step: Annotated[int | None, typer.Option(min=1, help="Rows between them (default: the horizon).")] = None,
     season: Annotated[int | None, typer.Option(min=1, help="Steps of a season (default: found).")] = None,

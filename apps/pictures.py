@@ -271,6 +271,7 @@ def _time_axes(prediction: Series) -> tuple[np.ndarray, np.ndarray]:
     t = 0 if prediction.history is None else len(prediction.history)
     if "-" not in str(prediction.times[0])[1:]:  # no date but a step number
         return np.arange(1, h + 1), np.arange(1 - t, 1)
-    future = np.array([np.datetime64(str(time), "s") for time in prediction.times])
+    index: Any = prediction.to_frame().index  # in the zone of the input, as its clocks show it
+    future = (index if prediction.zone is None else index.tz_localize(None)).to_numpy("datetime64[s]")
     step = future[1] - future[0] if h > 1 else np.timedelta64(1, "D")
     return future, future[0] - step * np.arange(t, 0, -1)

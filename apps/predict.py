@@ -36,6 +36,7 @@ def predict(
     answer: str | None = None,
     views: Sequence[float] | None = None,
     mirror: bool = False,
+    horizon: int | None = None,
 ) -> int:
     """Answers every input; what cannot be read is named on stderr.
 
@@ -53,6 +54,7 @@ def predict(
         words: What "zero-shot" names inputs by.
         answer: What a bundle for segments is asked for: "semantic", "instance" or "panoptic".
         views, mirror: How often images are read, see `Pipeline.with_views`; None and False leave it as trained.
+        horizon: Steps that a forecaster is to answer.
 
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
@@ -73,7 +75,7 @@ def predict(
         if out is None:
             sinks.append(stack.enter_context(Screen(top_k)).add)
         answers = chain.from_iterable(
-            pipelines[name].stream(track(files), batch_size=batch_size, on_error="skip" if skip else "raise")
+            pipelines[name].stream(track(files), batch_size, "skip" if skip else "raise", horizon=horizon)
             for name, files in groups.items()
         )
         return consume((keep_top(answer, top_k) for answer in answers), sinks, out)

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +141,32 @@ class Series:
     names: Sequence[str]  # c variates
     history: np.ndarray | None = None  # (t, c) what was read, for pictures
     source: str = "<memory>"
+    zone: tzinfo | None = None  # of the input's times
 
     @property
     def confidence(self) -> float | None:
         return None  # the quantile band says it
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table with a row for each step: a column for each variate, and one for each of its quantiles ("load_q10").
+
+        The index are times, in the zone of the input's where it had one, or the numbers of the steps.
+        """
+        import pandas as pd
+
+        columns = {name: self.mean[:, i] for i, name in enumerate(self.names)}
+        columns |= {f"{name}_q{100 * level:g}": band[:, i] for i, name in enumerate(self.names)
+                    for level, band in self.quantiles.items()}  # fmt: skip
+        if "-" not in str(self.times[0])[1:]:  # no date but the number of a step
+            return pd.DataFrame(columns, pd.Index([int(time) for time in self.times], name="step"))
+        if self.zone is None or len(str(self.times[0])) == len("2024-01-31"):
+            index = pd.DatetimeIndex(list(self.times))
+            if self.zone is not None:  # days; where a clock change skips midnight, one begins later
+                twice = np.ones(len(index), bool)
+                index = index.tz_localize(self.zone, ambiguous=twice, nonexistent="shift_forward")
+        else:
+            index = pd.DatetimeIndex(pd.to_datetime(list(self.times), utc=True)).tz_convert(self.zone)
+        return pd.DataFrame(columns, index.rename("time"))
 
     def answer(self) -> str:
         name = self.names[0] if len(self.names) == 1 else f"{len(self.names)} variates, {self.names[0]}"

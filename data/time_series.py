@@ -1,15 +1,18 @@
 """Time series: tables, arrays and `.ts` files -> values on an even time axis.
 
 Rules: rows are sorted by time, rows of equal time averaged, uneven steps laid on an even grid (`even_grid` says how),
-missing values stay NaN, infinite ones count as missing, times are UTC without a zone.
+missing values stay NaN, infinite ones count as missing, times are UTC without a zone (which stands beside them).
 
-Shape legend: t steps, c variates, n series.
+A table may hold columns that are no variates (`time_series_roles`): of covariates whose future is known, of features
+that are constant in a series, and one that names the series of a long table.
+
+Shape legend: t steps, c variates, n series, u steps that covariates are given for (u ≥ t), k covariates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,15 +22,20 @@ from polysense.data.time_series_axis import (
     Times,
     calendar_features,
     calendar_marks,
+    day_zone,
     even_grid,
     future_times,
     parse_times,
+    zone_of,
 )
 from polysense.data.time_series_files import Arrays, load, source_name
 from polysense.data.time_series_lines import series_in_lines
+from polysense.data.time_series_roles import PLAIN, Roles, apart, statics_of, tables_of
 from polysense.data.time_series_ts import parse_ts
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     import pandas as pd
 
 __all__ = ["SERIES_ENDINGS", "SeriesFrame", "calendar_features", "calendar_marks", "future_times", "read_series",
@@ -49,6 +57,12 @@ class SeriesFrame:
         freq: pandas offset alias of the step, or None.
         label: Class of the series, where the source says (`.ts`).
         source: For messages.
+        known: (u, k) covariates of the t steps and of those after them for which they are given; NaN where missing.
+        known_names: The k covariates.
+        static: Features of the series as a whole, by name: numbers or words.
+        zone: That the source wrote its times in; UTC where their texts carry several offsets; None where none is said,
+            and where times are days.
+        day_zone: That days, weeks or months were of, where a table's times say one.
     """
 
     values: np.ndarray
@@ -57,9 +71,16 @@ class SeriesFrame:
     freq: str | None = None
     label: str | None = None
     source: str = "<memory>"
+    known: np.ndarray | None = None
+    known_names: tuple[str, ...] = ()
+    static: dict[str, float | str] = field(default_factory=dict)
+    zone: tzinfo | None = None
+    day_zone: tzinfo | None = None
 
 
-def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] | None = None) -> SeriesFrame:
+def read_series(
+    source: Any, *, time: str | None = None, columns: Sequence[str] | None = None, roles: Roles = PLAIN
+) -> SeriesFrame:
     """Reads one series.
 
     Args:
@@ -70,22 +91,27 @@ def read_series(source: Any, *, time: str | None = None, columns: Sequence[str] 
         time: Name of the time column; None finds it: an index or column of datetimes, a column with a usual name, a
             text column that parses as dates.
         columns: Names of the variates to read, in this order; None reads all numeric ones that hold any number.
+        roles: Columns of a table that are no variates.
 
     Raises:
         InputError: Nothing there to read, no number in it, a named column is absent or empty, or it holds several
             series.
     """
-    frames = read_series_all(source, time=time, columns=columns)
+    frames = read_series_all(source, time=time, columns=columns, roles=roles)
     if len(frames) != 1:
         raise InputError(source_name(source), f"it holds {len(frames)} series where one is expected",
                          "read them one by one with read_all or read_series_all")  # fmt: skip
     return frames[0]
 
 
-def read_series_all(source: Any, *, time: str | None = None, columns: Sequence[str] | None = None) -> list[SeriesFrame]:
-    """All series of a source: several for `.ts`, arrays (n, t, c) and tables of one series a line, otherwise one.
+def read_series_all(
+    source: Any, *, time: str | None = None, columns: Sequence[str] | None = None, roles: Roles = PLAIN
+) -> list[SeriesFrame]:
+    """All series of a source: several for `.ts`, arrays (n, t, c), tables of one series a line and long tables,
+    otherwise one.
 
-    See `read_series`; `columns` chooses among lines by their ids.
+    See `read_series`; `columns` chooses among lines by their ids. With `roles.known` a series ends with the last known
+    value of its variates, and what comes after it are the covariates of the future.
     """
     name = source_name(source)
     if isinstance(source, SeriesFrame):
@@ -97,15 +123,26 @@ def read_series_all(source: Any, *, time: str | None = None, columns: Sequence[s
                       for i, (values, label) in enumerate(parse_ts(name, content))]  # fmt: skip
         elif isinstance(content, Arrays):
             frames = _from_arrays(name, content)
-        elif time is None and (lines := series_in_lines(content)) is not None:
+        elif time is None and roles.plain and (lines := series_in_lines(content)) is not None:
             return [_checked(frame) for frame in _from_lines(name, lines, columns)]
         else:
-            return [_checked(_from_table(name, content, time, columns))]
+            return [_checked(_from_table(one, table, time, columns, roles))
+                    for one, table in tables_of(name, content, roles.series)]  # fmt: skip
+        frames = [_with_roles(frame, roles) for frame in frames]
     return [_checked(_chosen(frame, columns)) for frame in frames]
 
 
 def _names(count: int) -> list[str]:
     return ["value"] if count == 1 else [f"x{i + 1}" for i in range(count)]
+
+
+def _with_roles(frame: SeriesFrame, roles: Roles) -> SeriesFrame:
+    """A frame of arrays, all of whose names are variates so far."""
+    absent = [name for name in (*roles.columns, *roles.static) if name not in frame.names or name in roles.static]
+    if absent or roles.series is not None:
+        raise InputError(frame.source, f"arrays have no columns such as {absent[0] if absent else roles.series!r}",
+                         "give a table")  # fmt: skip
+    return apart(frame, roles.covariates(frame.names), {}) if roles.known else frame
 
 
 def _chosen(frame: SeriesFrame, columns: Sequence[str] | None) -> SeriesFrame:
@@ -182,10 +219,12 @@ def _with_times(name: str, column: pd.Series, values: np.ndarray, names: list[st
     if not known.any():
         raise InputError(name, "its time column is empty", "give a time for each row")
     grid, values, freq = even_grid(name, times[known], values[known])
-    return SeriesFrame(values, grid, names, freq, source=name)
+    return SeriesFrame(values, grid, names, freq, source=name, zone=zone_of(column), day_zone=day_zone(column))
 
 
-def _from_table(name: str, table: pd.DataFrame, time: str | None, columns: Sequence[str] | None) -> SeriesFrame:
+def _from_table(
+    name: str, table: pd.DataFrame, time: str | None, columns: Sequence[str] | None, roles: Roles
+) -> SeriesFrame:
     import pandas as pd
 
     if not len(table):
@@ -202,22 +241,29 @@ def _from_table(name: str, table: pd.DataFrame, time: str | None, columns: Seque
         if (index.name is not None or worded) and index.name not in table.columns:
             table = table.reset_index()
         table = table.reset_index(drop=True).rename(columns=str)
-        key = _time_column(name, table, time, columns)
+        key = _time_column(name, table, time, [*(columns or ()), *roles.beside(list(table.columns))])
         column, table = (None, table) if key is None else (table[key], table.drop(columns=key))
     table = table.rename(columns=str)
     names = [str(c) for c in columns] if columns is not None else None
-    if names is not None and (absent := [c for c in names if c not in table.columns]):
+    if absent := [c for c in (*(names or ()), *roles.columns) if c not in table.columns]:
         raise _no_such(name, absent, list(table.columns))
-    table = table[names] if names is not None else table
-    values, kept = _numbers(name, table, required=names is not None)
+    variates = table[names] if names is not None else table.drop(columns=roles.beside(list(table.columns)))
+    values, kept = _numbers(name, variates, required=names is not None)
     values, kept = _known(name, values, kept, required=names is not None)
-    if column is None:
-        return SeriesFrame(values, None, kept, source=name)
-    return _with_times(name, column, values, kept)
+    if covariates := roles.covariates(list(table.columns)):
+        if doubly := [c for c in covariates if c in kept]:
+            raise InputError(name, f"column {doubly[0]!r} is both to be forecast and known", "give it one of the two")
+        beside, found = _known(name, *_numbers(name, table[covariates], required=True), required=True)
+        values, kept = np.concatenate([values, beside], 1), [*kept, *found]
+    frame = SeriesFrame(values, None, kept, source=name)
+    frame = frame if column is None else _with_times(name, column, values, kept)
+    return frame if roles.plain and not roles.known else apart(frame, covariates, statics_of(name, table, roles.static))
 
 
-def _time_column(name: str, table: pd.DataFrame, time: str | None, columns: Sequence[str] | None) -> str | None:
-    """The column that holds times: the named one, one of datetimes, one with a usual name, one that reads as dates."""
+def _time_column(name: str, table: pd.DataFrame, time: str | None, others: Sequence[str]) -> str | None:
+    """The column that holds times: the named one, one of datetimes, one with a usual name, one that reads as dates.
+
+    `others` are columns known to be something else."""
     import pandas as pd
 
     if time is not None:
@@ -226,7 +272,7 @@ def _time_column(name: str, table: pd.DataFrame, time: str | None, columns: Sequ
         if not pd.api.types.is_numeric_dtype(table[time]) and parse_times(table[time]) is None:
             raise InputError(name, f"the time column {time!r} holds no dates", "write dates as 2024-01-31 12:00:00")
         return time
-    free = [c for c in table.columns if columns is None or c not in columns]
+    free = [c for c in table.columns if c not in others]
     for column in free:
         if pd.api.types.is_datetime64_any_dtype(table[column]) or isinstance(table[column].dtype, pd.PeriodDtype):
             return column

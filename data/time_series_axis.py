@@ -15,11 +15,14 @@ from jaxtyping import Float
 from polysense.core.errors import InputError
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     import pandas as pd
 
 DATED = 0.95  # share of a column that must parse as dates
 LONGEST_GAP = 3  # steps between neighbours across which values are interpolated
 DAY = np.timedelta64(1, "D")
+ZONE = r":\d{2}(?:[.,]\d+)?\s*(Z|UTC|[+-]\d{2}(?::?\d{2})?)\s*$"  # what a time's text ends in
 EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 1e19, "ns"))
 Times = np.ndarray  # datetime64[ns] (t,)
 
@@ -44,14 +47,47 @@ def parse_times(column: pd.Series) -> Times | None:
     return _from_text(text)
 
 
+def zone_of(column: pd.Series) -> tzinfo | None:
+    """The zone of a column of times; UTC where their texts name several, as on both sides of a clock change; None for
+    days, which have none."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.dt.tz if day_zone(column) is None else None
+    if not (isinstance(column.dtype, pd.StringDtype) or column.dtype == object):
+        return None
+    said = column.dropna().astype(str).str.extract(ZONE)[0].dropna().unique()
+    if not len(said):
+        return None
+    return pd.Timestamp("2000-01-01T00:00" + (str(said[0]) if len(said) == 1 else "Z")).tz
+
+
+def day_zone(column: pd.Series) -> tzinfo | None:
+    """The zone in whose midnights all times of a column with a zone stand: they are days, weeks or months of it."""
+    import pandas as pd
+
+    if not isinstance(column.dtype, pd.DatetimeTZDtype):
+        return None
+    local = column.dropna().dt.tz_localize(None)
+    return column.dt.tz if (local == local.dt.normalize()).all() else None
+
+
+def to_clock(times: Times, zone: tzinfo | None) -> pd.DatetimeIndex:
+    """UTC times as times of a zone; as they are where there is none."""
+    import pandas as pd
+
+    index = pd.DatetimeIndex(times)
+    return index if zone is None else index.tz_localize("UTC").tz_convert(zone)
+
+
 def _parsed(times: Times, column: pd.Series) -> float:
     return float((~np.isnat(times)).sum() / max(int(column.notna().sum()), 1))
 
 
 def _nanoseconds(column: pd.Series) -> Times:
-    """UTC, without a zone, at the one resolution that the rest of the code counts in."""
-    if column.dt.tz is not None:
-        column = column.dt.tz_convert("UTC").dt.tz_localize(None)
+    """UTC (or days, see `day_zone`), without a zone, at the one resolution that the rest of the code counts in."""
+    if column.dt.tz is not None:  # days stay days: midnight of Berlin is no evening before
+        column = (column if day_zone(column) is not None else column.dt.tz_convert("UTC")).dt.tz_localize(None)
     times = column.to_numpy("datetime64[us]")
     inside = (times > np.datetime64("1678-01-01")) & (times < np.datetime64("2262-01-01"))
     return np.where(inside, times, np.datetime64("NaT")).astype("datetime64[ns]")
@@ -209,15 +245,23 @@ def _on_grid(times: Times, values: np.ndarray, grid: Times, places: np.ndarray) 
     return np.where((gap <= LONGEST_GAP)[:, None], line, far)
 
 
-def future_times(times: Times | None, freq: str | None, h: int) -> list[str]:
-    """Names of the h steps after the last one: ISO times, or "1" … "h" where the series has none."""
-    import pandas as pd
-
+def future_times(times: Times | None, freq: str | None, h: int, zone: tzinfo | None = None) -> list[str]:
+    """Names of the h steps after the last one: ISO times, with the offset of a zone where one is given, or "1" … "h"
+    where the series has none."""
     if times is None or freq is None or not len(times):
         return [str(i) for i in range(1, h + 1)]
-    index = pd.date_range(times[-1], periods=h + 2, freq=freq)
-    index = index[index > times[-1]][:h]
+    index = to_clock(times_after(times, freq, h), zone)
+    if zone is not None:
+        return [t.isoformat() for t in index]
     return [t.isoformat() for t in index] if (index != index.normalize()).any() else list(index.strftime("%Y-%m-%d"))
+
+
+def times_after(times: Times, freq: str, h: int) -> Times:
+    """The h steps after the last one."""
+    import pandas as pd
+
+    index = pd.date_range(times[-1], periods=h + 2, freq=freq)
+    return index[index > times[-1]][:h].to_numpy("datetime64[ns]")
 
 
 def calendar_features(times: Times | None, length: int = 0) -> Float[np.ndarray, "t 8"]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from polysense.core.errors import InputError
 from polysense.data.time_series import SeriesFrame
-from polysense.data.time_series_axis import Times, even_grid, parse_times
+from polysense.data.time_series_axis import Times, even_grid, parse_times, zone_of
 from polysense.data.time_series_files import Arrays
 from polysense.data.time_series_lines import series_in_lines
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-ZONE = r":\d{2}(?:[.,]\d+)?\s*(Z|UTC|[+-]\d{2}(?::?\d{2})?)\s*$"  # what a time's text ends in
 WITHIN = 0.5 + 1e-6  # steps from a row at which a step still stands for it
 
 
@@ -52,12 +51,14 @@ def _rows(content: Any, frame: SeriesFrame, time: str | None) -> tuple[Times, Fl
     for column in _time_columns(content, frame, time):
         rows = parse_times(column)
         rows = None if rows is None else np.unique(rows[~np.isnat(rows)])
-        ends = cast(Times, frame.times)[[0, -1]]
-        if rows is None or not len(rows) or (abs(rows[[0, -1]] - ends) > np.timedelta64(32, "D")).any():
+        first, last = cast(Times, frame.times)[[0, -1]]
+        month = np.timedelta64(32, "D")
+        if rows is None or not len(rows) or abs(rows[0] - first) > month or rows[-1] < last - month:
             continue
         grid, ranks, _ = even_grid(frame.source, rows, np.arange(len(rows), dtype=np.float64)[:, None])
-        if np.array_equal(grid, cast(Times, frame.times)):
-            return rows, ranks[:, 0], _zone(column)
+        t = len(cast(Times, frame.times))  # where covariates are known ahead, the file goes on
+        if np.array_equal(grid[:t], cast(Times, frame.times)):
+            return rows, ranks[:t, 0], zone_of(column)
     raise InputError(frame.source, "which column holds its times is not plain", "name it as time")
 
 
@@ -76,20 +77,6 @@ def _time_columns(content: Any, frame: SeriesFrame, time: str | None) -> Iterato
         for name, cells in table.items():
             if str(name) == time or (time is None and str(name) not in frame.names):
                 yield cells
-
-
-def _zone(column: pd.Series) -> tzinfo | None:
-    """The zone of a column of times; UTC where their texts name several, as on both sides of a clock change."""
-    import pandas as pd
-
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        return column.dt.tz
-    if not (isinstance(column.dtype, pd.StringDtype) or column.dtype == object):
-        return None
-    said = column.dropna().astype(str).str.extract(ZONE)[0].dropna().unique()
-    if not len(said):
-        return None
-    return pd.Timestamp("2000-01-01T00:00" + (str(said[0]) if len(said) == 1 else "Z")).tz
 
 
 def _made_of(times: Times, rows: Times, ranks: Float[np.ndarray, " t"]) -> tuple[Times, Bool[np.ndarray, " t"]]:

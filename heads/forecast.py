@@ -1,10 +1,12 @@
 """Forecasting: a window of history -> its next steps, as a mean and quantiles.
 
-Each variate is a sequence of its own (channel independence, Nie et al. 2023, PatchTST), normalised by the tokenizer
-(`loc`, `scale`); the head answers in those normalised units and `decode` turns them back. A window that stands still
-is continued exactly; of one in which nothing is known, nothing is said (NaN).
+Each variate is a sequence of its own (channel independence, Nie et al. 2023, PatchTST), or, with `variates`, a token of
+its own (iTransformer, Liu et al. 2024), normalised by the tokenizer (`loc`, `scale`); the head answers in those
+normalised units and `decode` turns them back. A window that stands still is continued exactly; of one in which nothing
+is known, nothing is said (NaN). The effect of covariates, where the tokenizer has taken one out of the history, is
+taken out of the target and added to the answer, which reaches no further than covariates are known.
 
-Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps, q quantiles.
+Shape legend: b sequences, s samples, c variates of a sample, n tokens, h steps, q quantiles, t steps of history.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class ForecastConfig:
 
     horizon: int = 96  # steps it is trained for; fewer may be asked for
     tokens: int = 12  # tokens of a window; the tokenizer must emit exactly this many
+    variates: bool = False  # each token is a variate and answered by itself; `tokens` is 1 then
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)  # levels, ascending
     hidden: int = 0  # rank of the map from tokens to the quantiles, 0: full; with `local` units of its network, 0: 128
     reduce: int = 32  # channels that each token is reduced to before all are flattened
@@ -49,6 +52,8 @@ class ForecastConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quantiles", tuple(self.quantiles))  # JSON gives lists
+        if self.variates and (self.local or self.own or self.tokens != 1):
+            raise ValueError("with variates as tokens there is 1 of each, and neither local nor own")
         for name in ("variate_scale", "variate_mean"):
             object.__setattr__(self, name, tuple((str(n), float(s)) for n, s in getattr(self, name)))
 
@@ -69,7 +74,7 @@ class ForecastHead(Head):
 
     def __init__(self, config: ForecastConfig, width: int) -> None:
         super().__init__(config, width)
-        self.horizon = config.horizon  # may be set lower to answer fewer steps
+        self.horizon = config.horizon  # answered at a time: fewer may be set; `Pipeline` takes any number as `horizon=`
         self._std, self._mean = dict(config.variate_scale), dict(config.variate_mean)
         self._numbers = {name: i for i, name in enumerate(self._std)}
         self.mixture, self.own = None, None
@@ -97,14 +102,16 @@ class ForecastHead(Head):
 
     def both(self, features: Features) -> Float[Tensor, "b n 2*d"]:
         """The tokens before and after the encoder side by side, zeros where there is no history."""
-        if features.last.x.shape[1] != self.config.tokens:
+        if not self.config.variates and features.last.x.shape[1] != self.config.tokens:
             raise ValueError(f"the forecast head takes {self.config.tokens} tokens, got {features.last.x.shape[1]}")
         both = torch.cat([features.hidden[0].x, features.last.x], -1)
         return both.masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0)
 
-    def flatten(self, features: Features) -> Float[Tensor, "b f"]:
-        """What the linear parts read: all tokens; for the mixture the newest one and the mean."""
+    def flatten(self, features: Features) -> Float[Tensor, "b *c f"]:
+        """What the linear parts read: all tokens; for the mixture the newest one and the mean; each variate's own."""
         both = self.both(features)
+        if self.config.variates:
+            return both
         if self.mixture is None:
             return both.flatten(1)
         return torch.cat([both[:, -1], both.sum(1) / features.last.dense_mask().sum(1, keepdim=True)], -1)
@@ -114,13 +121,14 @@ class ForecastHead(Head):
         if self.mixture is not None:
             return self.mixture(flat)
         x = self.reduce(self.norm(features.last.x)).masked_fill(~features.last.dense_mask().unsqueeze(-1), 0.0)
-        offsets = self.project(x.flatten(1)).view(len(x), self.config.horizon, -1)
+        x = x if self.config.variates else x.flatten(1)
+        offsets = self.project(x).unflatten(-1, (self.config.horizon, -1))
         mean = self.linear(flat)
         # Sorted, so that quantiles never cross.
         out = {"mean": mean, "quantiles": mean.unsqueeze(-1) + offsets.sort(-1).values}
         return out if self.own is None else {**out, **self.own(flat)}
 
-    def answer(self, out: Out, known: Out) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h q"]]:
+    def answer(self, out: Out, known: Out) -> tuple[Float[Tensor, "b *c h"], Float[Tensor, "b *c h q"]]:
         """Mean and quantiles in the windows' units, from raw outputs and what `known` says of the same sequences."""
         if self.mixture is not None:
             mean, quantiles = self.mixture.combine(out, known)
@@ -160,7 +168,7 @@ class ForecastHead(Head):
             return {}
         loc = np.array([float(about["loc"][0]) for about in meta])
         scale = np.array([float(about["scale"][0]) for about in meta])
-        histories = [np.asarray(about["history"], np.float64).reshape(-1) for about in meta]
+        histories = [_without_effect(about).reshape(-1) for about in meta]
         if self.mixture is not None:
             pairs = [local_forecasts(history, self.config.horizon) for history in histories]
             forecasts = np.stack([forecast for forecast, _ in pairs])
@@ -176,11 +184,24 @@ class ForecastHead(Head):
         return {"place": _float(place), "variate": torch.tensor([self._numbers.get(name, -1) for name in names])}
 
     def targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:
-        """Labels: arrays (h,) or (h, 1) of one variate in its own units; NaN, or cut short, where unknown."""
+        """Labels: arrays (h,) or (h, 1) of one variate in its own units; NaN, or cut short, where unknown. With
+        variates as tokens: (h, c) of all of them."""
+        if not self.config.variates:
+            return self._targets(labels, meta)
+        counts = [len(about["names"]) for about in meta]
+        pairs = zip(labels, counts, strict=True)
+        columns = [column for label, c in pairs for column in np.asarray(label, np.float64).reshape(-1, c).T]
+        alone = self._targets(columns, [one for about in meta for one in _alone(about)])
+        nothing = {"steps": float("nan"), "weight": 0.0}
+        return {name: nn.utils.rnn.pad_sequence(list(alone[name].split(counts)), True, value)
+                for name, value in nothing.items()}  # fmt: skip
+
+    def _targets(self, labels: Sequence[Any], meta: Sequence[Mapping[str, Any]]) -> Out:
         loc = torch.tensor([float(about["loc"][0]) for about in meta])
         scale = torch.tensor([float(about["scale"][0]) for about in meta])
         std = torch.tensor([self._std.get(about["names"][0], 0.0) for about in meta])
-        futures = [torch.as_tensor(np.asarray(label, np.float32).reshape(-1)) for label in labels]
+        pairs = zip(labels, meta, strict=True)
+        futures = [torch.as_tensor(_left_over(label, about).astype(np.float32)) for label, about in pairs]
         longest = max(self.config.horizon, *map(len, futures))
         steps = torch.stack([F.pad(x, (0, longest - len(x)), value=float("nan")) for x in futures])
         # A squared error in the window's units counts (scale / std)² in the metric's; bounded for calm variates.
@@ -190,9 +211,9 @@ class ForecastHead(Head):
         return {"steps": steps.masked_fill(steps.abs() > FARTHEST, float("nan")), "weight": weight, **self.known(meta)}
 
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
-        steps = target["steps"][:, : self.config.horizon]
+        steps = target["steps"][..., : self.config.horizon]
         known = steps.isfinite()
-        weight = target["weight"][:, None] * known
+        weight = target["weight"].unsqueeze(-1) * known
         total = weight.sum().clamp_min(1e-6)
         mean, quantiles = self.answer(out, target)
         error = torch.where(known, steps, 0.0) - mean
@@ -204,32 +225,37 @@ class ForecastHead(Head):
 
     def merge(self, out: Out, owner: Int[Tensor, " b"], meta: Sequence[Mapping[str, Any]]) -> Out:
         """Stacks the variates of each sample: (b, …) -> (s, c, …), padded to the largest c."""
+        if self.config.variates:
+            return out
         counts = torch.bincount(owner).tolist()
         return {name: nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True) for name, x in out.items()}
 
     def merge_meta(self, meta: Sequence[Mapping[str, Any]], owner: Int[Tensor, " b"]) -> list[dict[str, Any]]:
+        if self.config.variates:
+            return [dict(about) for about in meta]
         samples = [[meta[i] for i in (owner == s).nonzero().flatten().tolist()] for s in range(int(owner.max()) + 1)]
         return [
             {**variates[0], "names": [about["names"][0] for about in variates],
              "loc": np.array([about["loc"][0] for about in variates]),
              "scale": np.array([about["scale"][0] for about in variates]),
-             "history": np.concatenate([np.asarray(about["history"]).reshape(-1, 1) for about in variates], 1)}
+             "history": np.concatenate([np.asarray(about["history"]).reshape(-1, 1) for about in variates], 1),
+             **({"effect": np.concatenate([about["effect"] for about in variates], 1)}
+                if "effect" in variates[0] else {})}
             for variates in samples
         ]  # fmt: skip
 
     @torch.no_grad()
     def decode(self, out: Out, meta: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         answers: list[Prediction] = []
-        h = min(self.horizon, self.config.horizon)
         for i, about in enumerate(meta):
             c = len(about["names"])
             history = np.asarray(about["history"], np.float64).reshape(-1, c)
-            alone = [{"names": [about["names"][j]], "loc": about["loc"][j : j + 1], "scale": about["scale"][j : j + 1],
-                      "history": history[:, j]} for j in range(c)]  # fmt: skip
+            effect = about["effect"][len(history) :] if "effect" in about else np.zeros((self.config.horizon, c))
+            h = min(self.horizon, self.config.horizon, len(effect))
             raw = {name: x[i, :c].float() for name, x in out.items()}
-            known = {name: x.to(next(self.parameters()).device) for name, x in self.known(alone).items()}
+            known = {name: x.to(next(self.parameters()).device) for name, x in self.known(_alone(about)).items()}
             steps, bands = self.answer(raw, known)  # (c, h), (c, h, q)
-            loc, scale = np.asarray(about["loc"]), np.asarray(about["scale"])
+            loc, scale = np.asarray(about["loc"]) + effect[:h], np.asarray(about["scale"])
             mean = steps[:, :h].T.cpu().numpy() * scale + loc
             levels = bands[:, :h].permute(2, 1, 0).cpu().numpy() * scale + loc  # (q, h, c)
             for j in range(c):
@@ -237,10 +263,34 @@ class ForecastHead(Head):
                     mean[:, j], levels[:, :, j] = level, level
             answers.append(Series(
                 mean=mean, quantiles=dict(zip(self.config.quantiles, levels, strict=True)),
-                times=future_times(about.get("times"), about.get("freq"), h),
+                times=future_times(about.get("times"), about.get("freq"), h, about.get("zone")),
+                zone=about.get("zone") or about.get("day_zone"),
                 names=about["names"], history=about["history"], source=about["source"],
             ))  # fmt: skip
         return answers
+
+
+def _alone(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The meta of each variate of a sample."""
+    history = np.asarray(about["history"], np.float64).reshape(-1, len(about["names"]))
+    return [{"names": [name], "loc": about["loc"][j : j + 1], "scale": about["scale"][j : j + 1],
+             "history": history[:, j], **({"effect": about["effect"][:, j : j + 1]} if "effect" in about else {})}
+            for j, name in enumerate(about["names"])]  # fmt: skip
+
+
+def _without_effect(about: Mapping[str, Any]) -> Float[np.ndarray, "t c"]:
+    """A history less the effect of its covariates."""
+    history = np.asarray(about["history"], np.float64).reshape(-1, len(about["names"]))
+    return history - about["effect"][: len(history)] if "effect" in about else history
+
+
+def _left_over(label: Any, about: Mapping[str, Any]) -> Float[np.ndarray, " h"]:
+    """A future less the effect of its covariates, as far as these are known."""
+    future = np.asarray(label, np.float64).reshape(-1)
+    if "effect" not in about:
+        return future
+    effect = about["effect"][len(about["history"]) :].reshape(-1)[: len(future)]
+    return future[: len(effect)] - effect
 
 
 def _standing(history: Float[np.ndarray, " t"]) -> float | None:

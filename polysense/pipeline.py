@@ -27,6 +27,7 @@ from polysense.core.options import check_options, make_config
 from polysense.core.predictions import Embedding, Prediction
 from polysense.core.types import Features, Known, Sample
 from polysense.heads.base import Head, Out, cat_padded
+from polysense.roll_out import check_horizon, check_known, roll_out
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.base import Batch, Tokenizer
 
@@ -216,13 +217,14 @@ class Pipeline(nn.Module):
         """A collated batch -> what the head reads of the encoder."""
         return self.encoder(self.tokenizer(to_device(batch, self.device)), layers=self.head.layers)
 
-    def __call__(self, sources: Any, batch_size: int = 16) -> Any:
+    def __call__(self, sources: Any, batch_size: int = 16, *, horizon: int | None = None) -> Any:
         """Predicts; or, given a collated batch (a dict), runs `forward`.
 
         Args:
             sources: One source (path, bytes, image, array …), or a list or iterator of them; as `polysense.Known` with
                 what was measured beside it.
             batch_size: Sequences that run together.
+            horizon: Of a forecaster: steps to answer, any number; None: as many as it was trained for.
 
         Returns:
             Predictions in the order of the sources; a source that holds several inputs (a table) gives several.
@@ -232,29 +234,34 @@ class Pipeline(nn.Module):
         """
         if is_batch(sources):
             return super().__call__(sources)
-        return list(self.stream(sources, batch_size))
+        return list(self.stream(sources, batch_size, horizon=horizon))
 
-    def stream(self, sources: Any, batch_size: int = 16, on_error: str = "raise") -> Iterator[Any]:
+    def stream(
+        self, sources: Any, batch_size: int = 16, on_error: str = "raise", *, horizon: int | None = None
+    ) -> Iterator[Any]:
         """Predicts lazily, for any number of sources.
 
         Args:
             sources: As for a call.
             batch_size: Sequences that run together.
             on_error: "raise", or "skip": an unusable source yields its InputError in its place.
+            horizon: As for a call.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        if horizon is not None:
+            check_horizon(self, horizon)
         waiting: list[Sample | InputError] = []
         sequences: list[list[Sample]] = []
-        for sample in self._read(sources, on_error):
+        for sample in self._read(sources, on_error, horizon):
             waiting.append(sample)
             sequences.append([] if isinstance(sample, InputError) else self.tokenizer.split(sample))
             if sum(map(len, sequences)) >= batch_size or len(waiting) >= 4 * batch_size:
-                yield from self._answer(waiting, sequences, batch_size)
+                yield from self._answer(waiting, sequences, batch_size, horizon)
                 waiting, sequences = [], []
-        yield from self._answer(waiting, sequences, batch_size)
+        yield from self._answer(waiting, sequences, batch_size, horizon)
 
     def embed(self, sources: Any, space: str = "encoder", batch_size: int = 16) -> list[Embedding]:
         """One vector for each input, whatever this pipeline's own task is.
@@ -282,10 +289,13 @@ class Pipeline(nn.Module):
         bare = Pipeline(TASKS[task], self.tokenizer, self.encoder, head(head.Config(), self.encoder.config.width))
         return bare(sources, batch_size)
 
-    def _read(self, sources: Any, on_error: str) -> Iterator[Sample | InputError]:
+    def _read(self, sources: Any, on_error: str, horizon: int | None) -> Iterator[Sample | InputError]:
         for source in sources if is_many(sources) else [sources]:
             try:
-                yield from self._read_one(source)
+                for sample in self._read_one(source):
+                    if horizon is not None:
+                        check_known(self, sample, horizon)
+                    yield sample
             except InputError as error:
                 if on_error == "raise":
                     raise
@@ -300,10 +310,18 @@ class Pipeline(nn.Module):
             yield replace(sample, meta={**sample.meta, "known": {**sample.meta.get("known", {}), **known}})
 
     def _answer(
-        self, samples: list[Sample | InputError], sequences: list[list[Sample]], batch_size: int
+        self,
+        samples: list[Sample | InputError],
+        sequences: list[list[Sample]],
+        batch_size: int,
+        horizon: int | None,
     ) -> Iterator[Prediction | InputError]:
         good = [parts for parts in sequences if parts]
-        predictions = iter(self.predict_sequences(good, batch_size) if good else [])
+        predictions: Iterator[Prediction] = iter(())
+        if good and horizon is not None:
+            predictions = iter(roll_out(self, good, horizon, batch_size))
+        elif good:
+            predictions = iter(self.predict_sequences(good, batch_size))
         for sample in samples:
             yield sample if isinstance(sample, InputError) else next(predictions)
 

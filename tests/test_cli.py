@@ -39,7 +39,8 @@ class PretendedPipeline:
         self.name = self.task = name
         self.modality = modality
 
-    def stream(self, sources: Iterable[Path], batch_size: int = 16, on_error: str = "raise") -> Iterator[Any]:
+    def stream(self, sources: Iterable[Path], batch_size: int = 16, on_error: str = "raise",
+               horizon: int | None = None) -> Iterator[Any]:  # fmt: skip
         for source in sources:
             text = source.read_text()
             if text == "bad":
@@ -144,7 +145,7 @@ def test_on_error_fail_stops(files: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_stopped_run_leaves_no_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(self: PretendedPipeline, sources: Iterable[Path], **options: Any) -> Iterator[Prediction]:
+    def stream(self: PretendedPipeline, sources: Iterable[Path], *args: Any, **options: Any) -> Iterator[Prediction]:
         yield self.answer("a", "cat")
         raise KeyboardInterrupt
 

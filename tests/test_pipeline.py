@@ -190,8 +190,7 @@ def test_one_variate_alone(forecasts):
 def test_fewer_steps_than_trained(build):
     pipeline = build("forecasting")
     whole = pipeline(wave(2))[0]
-    pipeline.head.horizon = 3
-    short = pipeline(wave(2))[0]
+    short = pipeline(wave(2), horizon=3)[0]
     np.testing.assert_array_equal(short.mean, whole.mean[:3])
     assert len(short.times) == 3 and all(values.shape == (3, 2) for values in short.quantiles.values())
 

@@ -50,7 +50,7 @@ def test_rebuilt_from_its_configuration(name: str) -> None:
     TimeSeriesTokenizer(config).load_state_dict(one.state_dict())
 
 
-WRONG = [({"form": "wavelet"}, "patch, conv or kernels"),
+WRONG = [({"form": "wavelet"}, "patch, conv, kernels or variates"),
          ({"center": "median"}, "mean, last or data"), ({"center": "data", "spread": (1.0,), "channels": 2}, "spread"),
          ({"form": "kernels", "segments": 0}, "segments"),
          ({"channels": -1}, "fit_config"), ({"patch": 4, "stride": 8}, "stride")]  # fmt: skip

@@ -1,9 +1,10 @@
 """Time series: the last `context` steps, normalised by themselves -> patches (or steps) -> tokens.
 
-Three forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
+Four forms: "patch" (default), overlapping patches of each variate by itself or of all together (PatchTST, Nie et al.
 2023, with the instance normalisation of RevIN, Kim et al. 2022); "conv", one token a step as Meta-Transformer had it
 (Zhang et al. 2023); "kernels", a token for each of a few segments, from fixed dilated kernels (MiniRocket, see
-`series_kernels`), the form for classification. Sequences are padded on the left, so that the last token is always the
+`series_kernels`), the form for classification; "variates", the whole window of each variate as one token (see
+`series_variates`). Sequences are padded on the left, so that the last token is always the
 newest.
 
 Shape legend: b batch, t steps, c variates, n tokens, p steps of a patch, d width, r training
@@ -26,10 +27,14 @@ from torch.nn import functional as F
 from polysense.core.errors import InputError
 from polysense.core.types import Sample, Tokens
 from polysense.data.time_series import SeriesFrame, calendar_features, calendar_marks, read_series, read_series_all
+from polysense.data.time_series_roles import roles_of
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, group_by_size, meta_of
 from polysense.tokenizers.positions import CoordinateEmbedding, sin_cos
+from polysense.tokenizers.series_covariates import Effect, fit_effect
 from polysense.tokenizers.series_kernels import BIAS_SERIES, LocalKernels, segment_weights
 from polysense.tokenizers.series_scale import normalise
+from polysense.tokenizers.series_statics import Statics, fit_statics
+from polysense.tokenizers.series_variates import VariateStem, collate_variates, variate_mask
 
 MOST_SERIES = 1000  # training series that a configuration and "kernels" are fitted to
 
@@ -39,7 +44,7 @@ class SeriesConfig:
     """Configuration of `TimeSeriesTokenizer`."""
 
     width: int = 192  # token width
-    form: str = "patch"  # "patch", "conv" or "kernels"
+    form: str = "patch"  # "patch", "conv", "kernels" or "variates"
     channels: int | None = None  # None: each variate is a sequence; C: all C in one; -1: C from the training data
     patch: int = 16  # steps of a patch (other forms: always 1)
     stride: int = 8  # steps between patches (other forms: always 1)
@@ -50,6 +55,12 @@ class SeriesConfig:
     levels: bool = False  # one more token a variate, from [asinh(loc), log(scale)]
     time: str | None = None  # time column; None finds it
     columns: list[str] | None = None  # variates to read; None reads all numeric columns
+    known: tuple[str, ...] = ()  # covariates whose future is known; "calendar": hour, weekday and season of the steps
+    static: tuple[str, ...] = ()  # columns that are constant in a series
+    series: str | None = None  # column that names the series of a long table
+    ahead: int = 96  # steps of the future whose covariates are read
+    effect: Effect | None = None  # of `known`, learnt from the training data
+    statics: Statics | None = None  # of `static`, as the training data have them
     mean: tuple[float, ...] = ()  # center "data": each variate's mean over the training data, which is subtracted
     spread: tuple[float, ...] = ()  # and its deviation, by which is divided instead of the context's own
     segments: int = 12  # "kernels": tokens of a series
@@ -58,8 +69,11 @@ class SeriesConfig:
     span: int | None = None  # "kernels": steps of the longest kernel; None: of the median training series
 
     def __post_init__(self) -> None:
-        for name in ("mean", "spread"):  # JSON gives lists
+        for name in ("mean", "spread", "known", "static"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, cls in (("effect", Effect), ("statics", Statics)):  # and dicts
+            if isinstance(value := getattr(self, name), dict):
+                object.__setattr__(self, name, cls(**value))
 
 
 @TOKENIZERS.register("time_series")
@@ -82,6 +96,8 @@ class TimeSeriesTokenizer(Tokenizer):
             span = config.span or config.context
             self.stem = LocalKernels(channels, width, config.segments, span, config.features, config.dilations)
             self.position = CoordinateEmbedding(1, width)
+        elif config.form == "variates":
+            self.stem = VariateStem(config.context, width)
         else:
             self.stem = nn.Linear(2 * self.patch * channels, width)
             self.position = CoordinateEmbedding(1, width)
@@ -91,16 +107,23 @@ class TimeSeriesTokenizer(Tokenizer):
             nn.init.zeros_(self.calendar.bias)
         self.level = nn.Linear(2, width) if config.levels else None
         self.variate = nn.Embedding(channels, width) if config.levels and channels > 1 else None
+        self.static = nn.Linear(config.statics.size, width) if config.statics is not None else None
 
     @classmethod
     def fit_config(cls, config: SeriesConfig, sources: Sequence[Any]) -> SeriesConfig:
-        """Fills in what the training data tell: `channels` where it is -1 (the first source's), `span`, and `mean` and
-        `spread` for center "data"."""
+        """Fills in what the training data tell: `channels` where it is -1 (the first source's), `span`, `mean` and
+        `spread` for center "data", `effect` and `statics`."""
         if not len(sources):
             return config
         if config.channels == -1:
-            frame = read_series_all(sources[0], time=config.time, columns=config.columns)[0]
-            config = replace(config, channels=len(frame.names))
+            config = replace(config, channels=len(_frames(config, sources[0])[0].names))
+        if config.known or config.static:
+            frames = [frame for source in _some(sources) for frame in _frames(config, source)]
+            if config.known and config.effect is None:
+                effect = fit_effect(frames, config.known, config.context + config.ahead)
+                config = replace(config, effect=effect)
+            if config.static and config.statics is None:
+                config = replace(config, statics=fit_statics(frames, config.static))
         if config.form == "kernels" and config.span is None:
             values = _some_values(config, sources)
             config = replace(config, span=min(int(np.median([len(v) for v in values])), config.context))
@@ -126,20 +149,29 @@ class TimeSeriesTokenizer(Tokenizer):
         return [f"stem.{name}" for name in self.stem.state_dict()]
 
     def read(self, source: Any) -> Sample:
-        """One series, its last `context` steps; see `read_series` for sources and errors."""
-        frame = read_series(source, time=self.config.time, columns=self.config.columns)
-        return self.window_sample(frame, len(frame.values))
+        """One series, its last `context` steps; see `read_series` for sources and errors.
+
+        Raises:
+            InputError: See there; or a covariate is known for no step after the last value.
+        """
+        config = self.config
+        return self._newest(read_series(source, time=config.time, columns=config.columns, roles=roles_of(config)))
 
     def read_all(self, source: Any) -> Iterator[Sample]:
-        """Every series of a source: `.ts` files and arrays (n, t, c) hold several."""
-        for frame in read_series_all(source, time=self.config.time, columns=self.config.columns):
-            yield self.window_sample(frame, len(frame.values))
+        """Every series of a source: `.ts` files, arrays (n, t, c) and long tables hold several."""
+        for frame in _frames(self.config, source):
+            yield self._newest(frame)
+
+    def _newest(self, frame: SeriesFrame) -> Sample:
+        if self.config.effect is not None:
+            self.config.effect.check(frame)
+        return self.window_sample(frame, len(frame.values))
 
     def window_sample(self, frame: SeriesFrame, end: int) -> Sample:
         """The sample that reading `frame.values[:end]` would give: a training window, without reading again.
 
         Raises:
-            InputError: Not as many variates as `channels`.
+            InputError: Not as many variates as `channels`, or a covariate is missing.
             ValueError: `end` is outside 1..t.
         """
         config, count = self.config, frame.values.shape[1]
@@ -151,7 +183,9 @@ class TimeSeriesTokenizer(Tokenizer):
         begin = max(0, end - config.context)
         history = frame.values[begin:end]
         times = None if frame.times is None else frame.times[begin:end]
-        values, observed, loc, scale = normalise(history, config.center, config.mean, config.spread)
+        effect = None if config.effect is None else config.effect.at(frame, begin, end, config.ahead)
+        left = history if effect is None else history - effect[: len(history)]
+        values, observed, loc, scale = normalise(left, config.center, config.mean, config.spread)
         told = calendar_marks if config.form == "conv" else calendar_features
         data = {
             "values": torch.from_numpy(values),
@@ -160,26 +194,36 @@ class TimeSeriesTokenizer(Tokenizer):
             "stats": torch.from_numpy(np.stack([np.arcsinh(loc), np.log(scale)], -1).astype(np.float32)),
         }
         meta = {"names": frame.names, "times": times, "freq": frame.freq, "loc": loc.tolist(), "scale": scale.tolist(),
-                "history": history, "label": frame.label}  # fmt: skip
+                "history": history, "label": frame.label, "zone": frame.zone, "day_zone": frame.day_zone,
+                "frame": frame, "end": end}  # fmt: skip
+        if effect is not None:
+            meta["effect"] = effect
+        if config.statics is not None:
+            data["static"] = torch.from_numpy(config.statics.encode(frame.static))
         return Sample(data, frame.source, meta)
 
     def split(self, sample: Sample) -> list[Sample]:
         """One sequence for each variate, unless all are read together; `meta["variate"]` numbers them."""
-        if self.config.channels is not None:
+        if self.config.channels is not None or self.config.form == "variates":
             return [sample]
         data, meta = sample.data, sample.meta
         parts = []
         for i, name in enumerate(meta["names"]):
             one = slice(i, i + 1)
-            part = {"values": data["values"][:, one], "observed": data["observed"][:, one],
-                    "calendar": data["calendar"], "stats": data["stats"][one]}  # fmt: skip
+            part = {**data, "values": data["values"][:, one], "observed": data["observed"][:, one],
+                    "stats": data["stats"][one]}  # fmt: skip
             own = {"names": [name], "variate": i, "loc": meta["loc"][one], "scale": meta["scale"][one],
                    "history": meta["history"][:, one]}  # fmt: skip
+            if "effect" in meta:
+                own["effect"] = meta["effect"][:, one]
             parts.append(Sample(part, sample.source, {**meta, **own}))
         return parts
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pads on the left to whole patches: "values", "observed" (b, t, c), "calendar" (b, n, 8 or 4), "stats"."""
+        static = {} if self.static is None else {"static": torch.stack([s.data["static"] for s in samples])}
+        if self.config.form == "variates":
+            return {**collate_variates(samples, self.config.context), **static}
         steps = [len(sample.data["values"]) for sample in samples]
         longest = max(*steps, self.config.context) if self.config.fixed_context else max(steps)
         # Of form "kernels" the tokens are shares of the steps, which need no padding to whole patches.
@@ -191,22 +235,25 @@ class TimeSeriesTokenizer(Tokenizer):
 
         # A patch is dated by its last step.
         calendar = stack("calendar")[:, self.patch - 1 :: self.stride]
-        return {"values": stack("values"), "observed": stack("observed"), "calendar": calendar,
+        return {"values": stack("values"), "observed": stack("observed"), "calendar": calendar, **static,
                 "stats": torch.stack([s.data["stats"] for s in samples]), "steps": torch.tensor(steps),
                 "meta": meta_of(samples)}  # fmt: skip
 
     def token_count(self, steps: int) -> int:
-        """Patches that cover so many steps, or segments."""
-        if self.config.form == "kernels":
-            return self.config.segments
+        """Patches that cover so many steps, or segments; one of each variate."""
+        if self.config.form in ("kernels", "variates"):
+            return self.config.segments if self.config.form == "kernels" else 1
         return 1 + max(0, -((self.patch - steps) // self.stride))
 
     def forward(self, batch: Batch) -> Tokens:
-        """Tokens in order of time, after one level token for each variate where these are on.
+        """Tokens in order of time, after one of the static features and one level token for each variate where these
+        are on.
 
-        `pos` is the last step of each patch or segment, counted back from the newest (0, -stride, …); level tokens
-        stand before the first step.
+        `pos` is the last step of each patch or segment, counted back from the newest (0, -stride, …); tokens of the
+        whole stand before the first step.
         """
+        if self.config.form == "variates":
+            return self._variates(batch)
         steps, dtype = batch["steps"].to(batch["values"].device), next(self.parameters()).dtype
         x, mask, pos = (self._segments if self.config.form == "kernels" else self._strides)(batch, steps, dtype)
         grid: tuple[int, ...] | None = (x.shape[1],)
@@ -216,7 +263,21 @@ class TimeSeriesTokenizer(Tokenizer):
             first = -steps.float()[:, None, None].expand(-1, level.shape[1], 1)
             x, pos, grid = torch.cat([level, x], 1), torch.cat([first, pos], 1), None
             mask = torch.cat([mask.new_ones(level.shape[:2]), mask], 1)
+        if self.static is not None:
+            static = self.static(batch["static"].to(dtype)).unsqueeze(1)  # (b, 1, d)
+            x, pos, grid = torch.cat([static, x], 1), torch.cat([-steps.float()[:, None, None], pos], 1), None
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         return Tokens(x, None if bool(mask.all()) else mask, pos, grid)
+
+    def _variates(self, batch: Batch) -> Tokens:
+        """One token for each variate; date and static features of the sample are added to all of them."""
+        dtype, mask = next(self.parameters()).dtype, variate_mask(batch)
+        x = self.stem(batch["values"].to(dtype), batch["observed"].to(dtype))
+        if self.calendar is not None:
+            x = x + self.calendar(batch["calendar"].to(dtype))
+        if self.static is not None:
+            x = x + self.static(batch["static"].to(dtype)).unsqueeze(1)
+        return Tokens(x, None if bool(mask.all()) else mask, x.new_zeros(*x.shape[:2], 1))
 
     def _strides(self, batch: Batch, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, mask and positions where a token is so many steps."""
@@ -267,15 +328,22 @@ def _some(sources: Sequence[Any]) -> Sequence[Any]:
     return sources[:: math.ceil(len(sources) / MOST_SERIES)]
 
 
+def _frames(config: SeriesConfig, source: Any) -> list[SeriesFrame]:
+    """All series of a source."""
+    return read_series_all(source, time=config.time, columns=config.columns, roles=roles_of(config))
+
+
 def _some_values(config: SeriesConfig, sources: Sequence[Any]) -> list[np.ndarray]:
     """Values of training series, no longer than the context."""
-    read = (read_series_all(source, time=config.time, columns=config.columns) for source in _some(sources))
+    read = (_frames(config, source) for source in _some(sources))
     return [frame.values[-config.context :] for frames in read for frame in frames]
 
 
 def _check(config: SeriesConfig) -> None:
-    if config.form not in ("patch", "conv", "kernels"):
-        raise ValueError(f"unknown time series form {config.form!r}; choose patch, conv or kernels")
+    if config.form not in ("patch", "conv", "kernels", "variates"):
+        raise ValueError(f"unknown time series form {config.form!r}; choose patch, conv, kernels or variates")
+    if config.form == "variates" and (config.channels is not None or config.levels):
+        raise ValueError("form 'variates' takes any number of variates and has no level tokens")
     if config.center not in ("mean", "last", "data"):
         raise ValueError(f"unknown center {config.center!r}; choose mean, last or data")
     if config.center == "data" and len(config.spread) not in (0, config.channels):
@@ -284,5 +352,5 @@ def _check(config: SeriesConfig) -> None:
         raise ValueError("segments, features, dilations and span must be positive")
     if config.channels is not None and config.channels < 1:
         raise ValueError(f"channels must be None or positive, not {config.channels}; -1 needs fit_config first")
-    if min(config.patch, config.stride, config.context) < 1 or config.stride > config.patch:
-        raise ValueError("patch, stride and context must be positive, and the stride no longer than the patch")
+    if min(config.patch, config.stride, config.context, config.ahead) < 1 or config.stride > config.patch:
+        raise ValueError("patch, stride, context and ahead must be positive, and the stride no longer than the patch")

@@ -23,10 +23,12 @@ from polysense.core.types import Sample
 from polysense.data.time_series import SeriesFrame, read_series_all
 from polysense.data.time_series_axis import Times
 from polysense.data.time_series_files import load, source_name
+from polysense.data.time_series_roles import roles_of, tables_of
 from polysense.data.time_series_rows import steps_of_rows
 from polysense.heads.forecast import ForecastHead
 from polysense.heads.local_forecasts import find_seasons, repeat_season
 from polysense.pipeline import Pipeline
+from polysense.roll_out import check_horizon, check_known, roll_out
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 from polysense.training.metrics import score
 
@@ -92,7 +94,7 @@ def backtest(
         source: What `read_series_all` takes: path, DataFrame, array …
         time: Name of the time column; None as the pipeline was trained, or found.
         target: Variates, as names or "a, b"; None as the pipeline was trained, or all.
-        horizon: Steps to forecast, at most as many as the head was trained for; None as the pipeline answers.
+        horizon: Steps to forecast, any number (see `roll_out`); None as the pipeline answers.
         origins: How many, at most: each has a row before it and `horizon` rows from it on.
         step: Rows between origins; None: the horizon, so that no step is forecast twice.
         season: Steps of a season, for mase and the seasonal naive forecast; None: the strongest of each variate in what
@@ -112,7 +114,8 @@ def backtest(
     time = config.time if time is None else time
     names = [name.strip() for name in target.split(",")] if isinstance(target, str) else target
     source = source.read() if hasattr(source, "read") else source  # it is looked at twice
-    frames = read_series_all(source, time=time, columns=config.columns if names is None else names)
+    roles = roles_of(config)
+    frames = read_series_all(source, time=time, columns=config.columns if names is None else names, roles=roles)
     places = [list(range(len(frame.values) - h, 0, -(step or h)))[:origins][::-1] for frame in frames]
     if not any(places):
         longest = max(len(frame.values) for frame in frames)
@@ -122,7 +125,11 @@ def backtest(
     content = None
     if not isinstance(source, SeriesFrame) and any(frame.times is not None for frame in frames):
         content = load(source_name(source), source)
-    tested = [_Tested.make(frame, ends, content, time, season) for frame, ends in zip(frames, places) if ends]
+    tables: dict[str, Any] = {}
+    if content is not None and roles.series is not None:
+        tables = dict(tables_of(source_name(source), cast(Any, content), roles.series))
+    tested = [_Tested.make(frame, ends, tables.get(frame.source, content), time, season)
+              for frame, ends in zip(frames, places) if ends]  # fmt: skip
     table = _table(tested, _forecast(pipeline, tested, h, batch_size, watch), h)
     levels = pipeline.head.config.quantiles
     metrics = _scores(table, "mean", levels)
@@ -142,10 +149,8 @@ def backtest(
 def _checked_horizon(pipeline: Pipeline, horizon: int | None) -> int:
     if pipeline.task.kind != "forecasting":
         raise InputError(pipeline.name, f"it is for {pipeline.task.name}, no forecaster", "give one for forecasting")
-    most = pipeline.head.config.horizon
-    h = min(cast(ForecastHead, pipeline.head).horizon, most) if horizon is None else horizon
-    if not 1 <= h <= most:
-        raise InputError(f"horizon {h}", f"{pipeline.name} forecasts 1 to {most} steps", f"give {most} or fewer")
+    h = cast(ForecastHead, pipeline.head).horizon if horizon is None else horizon
+    check_horizon(pipeline, h)
     return h
 
 
@@ -196,21 +201,18 @@ def _forecast(
     pipeline: Pipeline, tested: Sequence[_Tested], h: int, batch_size: int, watch: Callable[[int, int], None] | None
 ) -> list[Series]:
     """A forecast for each origin of each series, in this order."""
-    head, tokenizer = cast(ForecastHead, pipeline.head), cast(TimeSeriesTokenizer, pipeline.tokenizer)
+    tokenizer = cast(TimeSeriesTokenizer, pipeline.tokenizer)
     cuts = [(one, origin) for one in tested for origin in one.origins]
     answers: list[Series] = []
     waiting: list[list[Sample]] = []
-    usual, head.horizon = head.horizon, h
-    try:
-        for i, (one, origin) in enumerate(cuts):
-            waiting.append(tokenizer.split(tokenizer.window_sample(one.history(origin), origin)))
-            if sum(map(len, waiting)) >= batch_size or i + 1 == len(cuts):
-                answers += cast(list[Series], pipeline.predict_sequences(waiting, batch_size))
-                waiting = []
-                if watch is not None:
-                    watch(i + 1, len(cuts))
-    finally:
-        head.horizon = usual
+    for i, (one, origin) in enumerate(cuts):
+        waiting.append(tokenizer.split(tokenizer.window_sample(one.history(origin), origin)))
+        check_known(pipeline, waiting[-1][0], h)
+        if sum(map(len, waiting)) >= batch_size or i + 1 == len(cuts):
+            answers += roll_out(pipeline, waiting, h, batch_size)
+            waiting = []
+            if watch is not None:
+                watch(i + 1, len(cuts))
     return answers
 
 

@@ -175,6 +175,8 @@ class WindowExamples:
 
     def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
         parts, target = self.whole(i)
+        if len(parts) < target.shape[1]:  # one sequence of all variates
+            return [(parts[0], target)]
         return [(part, target[:, c]) for c, part in enumerate(parts)]
 
     def whole(self, i: int) -> tuple[list[Sample], Any]:

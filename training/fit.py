@@ -64,6 +64,9 @@ def fit(
     horizon: int = 96,
     context: int = 96,
     borders: tuple[float, ...] = (0.7, 0.1, 0.2),
+    known: str | Sequence[str] | None = None,
+    static: str | Sequence[str] | None = None,
+    series: str | None = None,
     ignore: int | None = None,
     encoder: str = "embedded",
     epochs: int | None = None,
@@ -92,7 +95,7 @@ def fit(
         task: A name in `polysense.tasks.TASKS`.
         data: See `polysense.training.sources.open_sources`.
         out: Bundle folder to write; an existing bundle is replaced when training has ended.
-        target, time, horizon, context, borders, ignore: See `open_sources`.
+        target, time, horizon, context, borders, known, static, series, ignore: See `open_sources`.
         encoder: A spec of `polysense.load_encoder`.
         epochs: Of joint training at most; 0 stops after the probe. By default 0 for tables, 20 elsewhere and for
             tables whose columns are mixed.
@@ -138,7 +141,8 @@ def fit(
         augment = True
     start = clock.perf_counter()
     sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders,
-                           ignore=ignore, column=(tokenizer_options or {}).get("column"))  # fmt: skip
+                           known=known, static=static, series=series, ignore=ignore,
+                           column=(tokenizer_options or {}).get("column"))  # fmt: skip
     own_validation = "val" in sources.splits()
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
@@ -195,7 +199,10 @@ def build_for(
     head = {**sources.head_options(), **(head_options or {})}
     if TASKS[task].kind == "forecasting":
         series = TimeSeriesTokenizer(make_config(SeriesConfig, front, "time_series tokenizer"))
-        head["tokens"] = series.token_count(front["context"])
+        if series.config.form == "variates":
+            head |= {"variates": True, "own": 0, "tokens": 1}
+        else:
+            head["tokens"] = series.token_count(front["context"]) + bool(front.get("static"))
     known = sources.tokenizer_sources()
     if TASKS[task].modality == "tabular" and head.get("chain"):
         front["known"] = tuple(head["names"])

@@ -6,11 +6,13 @@ Shape legend: b sequences, n sequences of all windows, f flattened input, h step
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from polysense.core.types import Features
+from polysense.core.types import Features, Sample
 from polysense.heads.base import Out
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
@@ -36,10 +38,10 @@ def probe_forecast(pipeline: Pipeline, train: Examples, val: Examples, batch_siz
     assert isinstance(head, ForecastHead)
     if head.mixture is not None:
         return probe_mixture(pipeline, train, val, batch_size)
-    inputs = head.linear.in_features
-    fitting = max(MOST_NUMBERS // (inputs * len(train.whole(0)[0])), 64)  # windows that memory holds
+    inputs, variates = head.linear.in_features, train.whole(0)[1].shape[1]
+    fitting = max(MOST_NUMBERS // (inputs * variates), 64)  # windows that memory holds
     checks = list(_rows(pipeline, Subset.even(val, min(1000, fitting)), batch_size))
-    most = max(min(MOST_WINDOWS, MOST_TOKENS // (head.config.tokens * len(train.whole(0)[0]))), 64)
+    most = max(min(MOST_WINDOWS, MOST_TOKENS // (head.config.tokens * variates)), 64)
     axes = None
     if inputs > MOST_INPUTS:
         axes = _axes(_rows(pipeline, Subset.even(train, min(AXES, fitting)), batch_size))
@@ -70,7 +72,9 @@ def forecast_answers(pipeline: Pipeline, examples: Examples, batch_size: int) ->
     assert isinstance(head, ForecastHead)
     parts = []
     for features, target in _windows(pipeline, examples, batch_size):
-        parts.append((target["steps"][:, : head.config.horizon], *head.answer(head(features), target)))
+        mean, quantiles = head.answer(head(features), target)
+        steps = target["steps"][..., : head.config.horizon]
+        parts.append((steps.flatten(0, -2), mean.flatten(0, -2), quantiles.flatten(0, -3)))
     steps, mean, quantiles = (torch.cat(part) for part in zip(*parts, strict=True))
     return steps, mean, quantiles
 
@@ -79,10 +83,9 @@ def _windows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterato
     """What the encoder gives for every variate of every window, and the head's targets."""
     pipeline.eval()
     for start in range(0, len(examples), batch_size):
-        pairs = []
+        pairs: list[tuple[Sample, Any]] = []
         for i in range(start, min(start + batch_size, len(examples))):
-            samples, target = examples.whole(i)
-            pairs += [(sample, target[:, c]) for c, sample in enumerate(samples)]
+            pairs += examples.train(i, np.random.default_rng(0))  # nothing of a window is random
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         targets = pipeline.head.targets([values for _, values in pairs], batch["meta"])
         yield pipeline.features(batch), to_device(targets, pipeline.device)
@@ -93,9 +96,12 @@ def _rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[t
     head = pipeline.head
     assert isinstance(head, ForecastHead)
     for features, target in _windows(pipeline, examples, batch_size):
-        x = head.flatten(features)
-        y = target["steps"][:, : head.config.horizon]
-        weight = target["weight"][:, None] * y.isfinite()
+        x = head.flatten(features).flatten(0, -2)
+        y = target["steps"][..., : head.config.horizon].flatten(0, -2)
+        weight = target["weight"].flatten()[:, None] * y.isfinite()
+        if head.config.variates:  # without those that only pad a batch
+            real = target["weight"].flatten() > 0
+            x, y, weight = x[real], y[real], weight[real]
         yield torch.cat([x, x.new_ones(len(x), 1)], 1), y.nan_to_num(0.0), weight
 
 

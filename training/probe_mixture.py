@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,7 @@ def forecast_rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> di
     for start in range(0, len(examples), batch_size):
         pairs: list[tuple[Sample, Any]] = []
         for i in range(start, min(start + batch_size, len(examples))):
-            samples, target = examples.whole(i)
-            pairs += [(sample, target[:, c]) for c, sample in enumerate(samples)]
+            pairs += examples.train(i, np.random.default_rng(0))  # nothing of a window is random
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         x = head.flatten(pipeline.features(batch))
         targets = head.targets([values for _, values in pairs], batch["meta"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from polysense.core.errors import InputError
 from polysense.data.dataset import SPLITS, Dataset, Item
+from polysense.data.time_series_roles import PLAIN, Roles
 from polysense.tasks import Task
 from polysense.tokenizers.base import Tokenizer
 from polysense.tokenizers.tabular_schema import as_text, to_numbers
@@ -68,6 +69,9 @@ def open_sources(
     horizon: int = 96,
     context: int = 96,
     borders: Sequence[float] = (0.7, 0.1, 0.2),
+    known: str | Sequence[str] | None = None,
+    static: str | Sequence[str] | None = None,
+    series: str | None = None,
     ignore: int | None = None,
     column: str | None = None,
 ) -> Sources:
@@ -81,11 +85,15 @@ def open_sources(
         horizon: Steps to forecast.
         context: Steps of history to read.
         borders: Parts of a series in time: train, val, test as shares (up to 1) or as numbers of rows.
+        known: Columns of a series whose future is known, as names or "a, b"; "calendar": hour, weekday and season.
+        static: Columns that are constant in a series, likewise.
+        series: Column of a long table that says which series a row belongs to.
         ignore: Number in masks that stands for no class.
         column: Of a table of texts, that holds them.
     """
     if task.kind == "forecasting":
-        return SeriesSources.open(path, target, time, horizon, context, borders)
+        roles = Roles(tuple(_listed(known)), tuple(_listed(static)), series)
+        return SeriesSources.open(path, target, time, horizon, context, borders, roles)
     if task.modality == "tabular":
         return TableSources.open(path, target, task)
     given: dict[str, Any] = {"target": target, "ignore": ignore, "column": column}
@@ -284,13 +292,14 @@ class SeriesSources:
         horizon: int,
         context: int,
         borders: Sequence[float],
+        roles: Roles = PLAIN,
     ) -> SeriesSources:
         from polysense.data.time_series import SERIES_ENDINGS, read_series_all
 
         if min(borders) < 0 or (max(borders) <= 1 and sum(borders) > 1 + 1e-6):
             given = ",".join(f"{border:g}" for border in borders)
             raise InputError(f"borders {given}", "they are no parts of a series", "give shares such as 0.7,0.1,0.2")
-        columns = None if target is None else [name.strip() for name in target.split(",")]
+        columns = None if target is None else _listed(target)
         files = [Path(path)]
         if Path(path).is_dir():
             from polysense.data.dataset import list_files
@@ -298,8 +307,10 @@ class SeriesSources:
             files = list_files(Path(path), SERIES_ENDINGS)
             if not files:
                 raise InputError(path, "no series was found", f"put files ({', '.join(SERIES_ENDINGS)}) into it")
-        frames = [frame for file in files for frame in read_series_all(file, time=time, columns=columns)]
-        options = {"target": target, "time": time, "horizon": horizon, "context": context, "borders": list(borders)}
+        frames = [frame for file in files for frame in read_series_all(file, time=time, columns=columns, roles=roles)]
+        options = {"target": target, "time": time, "horizon": horizon, "context": context, "borders": list(borders),
+                   "known": list(roles.known) or None, "static": list(roles.static) or None,
+                   "series": roles.series}  # fmt: skip
         return cls(frames, horizon, context, tuple(borders), {k: v for k, v in options.items() if v is not None})
 
     def splits(self) -> list[str]:
@@ -364,19 +375,31 @@ class SeriesSources:
     def tokenizer_options(self) -> dict[str, Any]:
         patch = int(np.clip(2 ** round(math.log2(max(self.context, 8) / 6)), 2, 16))
         stride = max(patch // 2, 1) if self.context <= LONG else patch
-        return {"context": self.context, "fixed_context": True, "patch": patch, "stride": stride,
-                "center": "last", "time": self.options.get("time"), "columns": self.columns()}  # fmt: skip
+        beside: dict[str, Any] = {
+            name: self.options[name] for name in ("known", "static", "series") if name in self.options
+        }
+        return {"context": self.context, "fixed_context": True, "patch": patch, "stride": stride, "center": "last",
+                "time": self.options.get("time"), "columns": self.columns(), **beside,
+                "ahead": self.horizon}  # fmt: skip
 
     def columns(self) -> list[str] | None:
         """Variates that were asked for by name: a saved forecaster answers for these alone."""
         target = self.options.get("target")
-        return None if target is None else [name.strip() for name in target.split(",")]
+        return None if target is None else _listed(target)
 
     def tokenizer_sources(self) -> list[Any]:
-        return list(self.frames)
+        """The training parts alone: what a tokenizer learns of them may not have seen what measures it."""
+        parts = [self._part(frame, "train")[0] for frame in self.frames]
+        return [frame for frame in (*parts, *self.extra) if np.isfinite(frame.values).any()]
 
     def data_options(self) -> dict[str, Any]:
         return self.options
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    """Names, or "a, b"."""
+    parts = names.split(",") if isinstance(names, str) else list(names or ())
+    return [name.strip() for name in parts if name.strip()]
 
 
 def regression_options(names: Sequence[str], values: np.ndarray) -> dict[str, Any]:
