@@ -24,7 +24,7 @@ from polysense.core.errors import InputError
 from polysense.data.image import MAX_PIXELS, describe_source, open_source, read_image
 from polysense.data.slide_segments import decode_segment
 
-CACHE = 256_000_000  # bytes of decoded segments
+CACHE = 128_000_000  # bytes of decoded segments
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 FLAT, LIGHT, DARK = 12, 200, 8  # grey values of 255, see `is_blank`
 

@@ -364,7 +364,7 @@ from polysense.slides import read_slide
 model = Pipeline.from_pretrained(sys.argv[1])
 model("{warm}")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-read_slide(model, sys.argv[2], sys.argv[3])
+read_slide(model, sys.argv[2], sys.argv[3], batch_size=4)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
@@ -372,7 +372,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_memory_of_400_million_pixels(build, encoder_spec, tmp_path):
-    """1.2 GB of pixels and 400 MB of map, in less than 600 MB."""
+    """1.2 GB of pixels and 400 MB of map; what is held is segments, four tiles with their features, and a band."""
     write_large(tmp_path / "large.tif", 20_000)
     front = {**FRONT, "size": 1024, "patch": 64}
     build("image-segmentation", encoder_spec, tokenizer=front).save_pretrained(tmp_path / "bundle")
@@ -381,6 +381,6 @@ def test_memory_of_400_million_pixels(build, encoder_spec, tmp_path):
     command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in ("bundle", "large.tif", "map.tif"))]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(f"{grown / 1e6:.0f} MB more")
-    assert grown < 600e6
+    assert grown < 500e6
     with tifffile.TiffFile(tmp_path / "map.tif") as tiff:
         assert tiff.pages[0].shape == (20_000, 20_000) and tiff.pages[0].tilewidth == TILE
