@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes
@@ -36,13 +36,15 @@ from polysense.zero_shot import Labels, zero_shot
 Examples = Mapping[str, Sequence[tuple[Any, Sequence[float]]]]  # class -> (image, box in its pixels)
 
 ALPHA, BETA = 0.4, 0.8  # the open classifier's share in scores of trained and of other classes (FC-CLIP, section 4.1)
-FIT, SOFT = 0.5, 0.08  # the likeness to an example's class that means even odds, and how fast odds change around it
+SOFT = 0.25  # how fast odds change with the likeness to examples; they are even where it is that of one more example
 MOST = 200  # boxes of one image, or of one class of it, that are looked at closely
 MOST_CROPS = 100  # of a detector's that words are asked about, which takes longest
 MARGIN = 0.1  # of a crop around a box, as a share of its sides: things are named better with a little around them
 SIDES, FORMS, WORD_STEP = (0.33, 0.5, 0.8), (0.7, 1.0, 1.4), 0.5  # of windows where words alone say what is looked for
 NOTHING = "nothing of these"  # what words answer where none fits
-NMS_IOU, MOST_BOXES = 0.45, 100
+# Overlap from which the lesser is dropped: of two windows, two boxes of one class, two of any classes.
+WINDOW_IOU, NMS_IOU, ANY_IOU = 0.3, 0.45, 0.7
+MOST_BOXES = 100  # of an answer
 
 
 class Candidates(NamedTuple):
@@ -100,20 +102,7 @@ class OpenDetector:
             other.examples.setdefault(str(name), []).extend((image, tuple(box)) for image, box in pairs)
         if not examples:
             raise InputError("examples", "there are none", 'write {"platelet": [(image, (x1, y1, x2, y2))]}')
-        grids: list[Any] = []
-        number: dict[Any, int] = {}
-        shown = []
-        for pairs in other.examples.values():
-            boxes = []
-            for source, box in pairs:
-                key = str(source) if isinstance(source, str | Path) else id(source)
-                if key not in number:
-                    number[key] = len(grids)
-                    grids.append(self.features(source))
-                grid = grids[number[key]]
-                boxes.append((number[key], grid.to_cells(check_box(box, grid.size, describe_source(source)))[0]))
-            shown.append(boxes)
-        other.prototypes = Prototypes.of(grids, shown)
+        other.prototypes = learn(self.features, list(other.examples.values()))
         return other
 
     def with_words(self, labels: Labels, meaning: str | Path | Pipeline | None = None) -> OpenDetector:
@@ -172,7 +161,8 @@ class OpenDetector:
         best, flat = best[best > self.threshold], flat[best > self.threshold]
         places, labels = flat // scores.shape[1], flat % scores.shape[1]
         boxes = found.boxes[places]
-        kept = batched_nms(boxes, best, labels, NMS_IOU)[:MOST_BOXES]
+        kept = batched_nms(boxes, best, labels, NMS_IOU)
+        kept = kept[nms(boxes[kept], best[kept], ANY_IOU)][:MOST_BOXES]
         names = [self.classes[i] for i in labels[kept].tolist()]
         return Boxes(boxes[kept].float().cpu().numpy(), names, best[kept].float().cpu().numpy(), size, source)
 
@@ -190,7 +180,7 @@ class OpenDetector:
         if self.prototypes is not None and grid is not None:
             whitened = self.prototypes.whitening(grid.values)
             for i in range(len(self.examples)):
-                boxes.append(grid.to_pixels(self.prototypes.search(whitened, i, MOST, NMS_IOU)))
+                boxes.append(grid.to_pixels(self.prototypes.search(whitened, i, MOST, WINDOW_IOU)))
                 owners.append({i})
         if only_told := {self.named.index(name) for name in self.words if name not in self.examples}:
             boxes.append(everywhere(size).to(self.features.pipeline.device))
@@ -225,8 +215,8 @@ class OpenDetector:
         said: dict[str, list[Tensor]] = {name: [] for name in self.named}
         if self.prototypes is not None and grid is not None:
             like = self.prototypes.likeness(self.prototypes.whitening(grid.values), grid.to_cells(found.boxes))
-            for name, cosines in zip(self.examples, like.T, strict=True):
-                said[name].append(((cosines - FIT) / SOFT).sigmoid())
+            for name, likeness in zip(self.examples, like.T, strict=True):
+                said[name].append(((likeness - 1) / SOFT).sigmoid())
         if self.namer is not None:
             told = found.may[:, [self.named.index(name) for name in self.words]].any(1).nonzero()[:, 0]
             if self.proposer is not None:
@@ -287,6 +277,28 @@ def propose(detector: Pipeline, image: Any, most: int = MOST) -> Proposals:
     owner = torch.zeros(len(parts), dtype=torch.int64, device=detector.device)
     out = head.merge(detector.forward(batch), owner, batch["meta"])
     return head.propose(out, head.merge_meta(batch["meta"], owner), most)[0]
+
+
+def learn(features: RegionFeatures, examples: Sequence[Sequence[tuple[Any, Sequence[float]]]]) -> Prototypes:
+    """Prototypes of classes from their examples; an image is read once, however many classes it shows.
+
+    Raises:
+        InputError: An image cannot be read, or a box lies outside of it.
+    """
+    grids: list[Grid] = []
+    number: dict[Any, int] = {}
+    shown = []
+    for pairs in examples:
+        boxes = []
+        for source, box in pairs:
+            key = str(source) if isinstance(source, str | Path) else id(source)
+            if key not in number:
+                number[key] = len(grids)
+                grids.append(features(source))
+            grid = grids[number[key]]
+            boxes.append((number[key], grid.to_cells(check_box(box, grid.size, describe_source(source)))[0]))
+        shown.append(boxes)
+    return Prototypes.of(grids, shown)
 
 
 def check_box(box: Sequence[float], size: tuple[int, int], source: str) -> Float[Tensor, "1 4"]:

@@ -26,8 +26,10 @@ from polysense.pipeline import Pipeline
 SIZE = 512  # pixels: root of the area that images are resized to; small things must still have cells
 FINER = 2  # the grid has at most 2**FINER cells along a token
 CHANNELS, SHRINK = 64, 5.0  # kept by the whitening, and what is added to their variances, in units of the mean one
-BINS = 5  # along the side of a region: its layout counts, not only what it holds
+TOKENS = 0.3  # of the encoder's tokens beside the finer maps: they know what a thing is, but not where it ends
+BINS = 7  # along the side of a region: its layout counts, not only what it holds
 AROUND = 0.3  # of a box's sides that a region holds beyond each of them: where things end is seen from outside
+ALIKE = 0.2  # the usual cosine of two examples of one class
 MOST_CELLS = 20_000  # of the example images that the whitening looks at
 SCALES = (0.7, 1.0, 1.4)  # of the examples' own sizes, in which more of them is looked for
 STEP = 0.33  # between neighbouring windows, as a share of their side
@@ -76,7 +78,7 @@ class RegionFeatures:
 
 
 def join_maps(tokens: Tokens) -> Float[Tensor, "b c h w"]:
-    """Tokens and finer maps, each scaled to unit mean length, side by side on one grid."""
+    """Tokens and finer maps, each scaled to one mean length, side by side on one grid."""
     assert tokens.grid is not None and tokens.mask is None, "images are read one by one"
     maps = [tokens.x.transpose(1, 2).unflatten(2, tokens.grid), *tokens.fine]
     target = min(FINER, len(maps) - 1)
@@ -84,6 +86,7 @@ def join_maps(tokens: Tokens) -> Float[Tensor, "b c h w"]:
     joined = []
     for level, one in enumerate(maps):
         one = one / one.norm(dim=1, keepdim=True).mean((1, 2, 3), keepdim=True).clamp_min(1e-6)
+        one = one if level or len(maps) == 1 else TOKENS * one
         if level > target:
             one = F.avg_pool2d(one, 1 << (level - target))
         elif level < target:
@@ -116,6 +119,7 @@ class Prototypes(NamedTuple):
     whitening: Whitening
     centre: Float[Tensor, " f"]  # the mean region of the example images
     vectors: Float[Tensor, "k f"]  # unit length
+    expected: Float[Tensor, " k"]  # the cosine that one more example of the class would have
     sizes: tuple[tuple[Size, ...], ...]  # of each class's examples
 
     @classmethod
@@ -139,12 +143,13 @@ class Prototypes(NamedTuple):
         seen = [torch.cat([regions(maps[image], box[None]) for image, box in boxes]) for boxes in shown]
         # Not the background's own prototypes: among the windows are objects like the examples that nobody marked.
         centre = rest.mean(0) if len(rest) else seen[0].new_zeros(seen[0].shape[1])
-        vectors = [F.normalize(F.normalize(one - centre, dim=1).mean(0), dim=0) for one in seen]
-        return cls(whitening, centre, torch.stack(vectors), tuple(map(tuple, sizes)))
+        unit = [F.normalize(one - centre, dim=1) for one in seen]
+        vectors = torch.stack([F.normalize(one.mean(0), dim=0) for one in unit])
+        return cls(whitening, centre, vectors, torch.stack([expected(one) for one in unit]), tuple(map(tuple, sizes)))
 
     def likeness(self, whitened: Float[Tensor, "d h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n k"]:
-        """Cosines between regions and prototypes."""
-        return F.normalize(regions(whitened, boxes) - self.centre, dim=1) @ self.vectors.T
+        """Cosines between regions and prototypes, as shares of what one more example would have."""
+        return F.normalize(regions(whitened, boxes) - self.centre, dim=1) @ self.vectors.T / self.expected
 
     def search(self, whitened: Float[Tensor, "d h w"], number: int, most: int, nms_iou: float) -> Float[Tensor, "n 4"]:
         """The windows most like one class's prototype, at every place in several scales of its examples' sizes.
@@ -165,6 +170,15 @@ def regions(values: Float[Tensor, "d h w"], boxes: Float[Tensor, "n 4"]) -> Floa
     more = AROUND * (boxes[:, 2:] - boxes[:, :2])
     wider = torch.cat([boxes[:, :2] - more, boxes[:, 2:] + more], 1).to(values)
     return roi_align(values[None], [wider], BINS, sampling_ratio=2, aligned=True).flatten(1)
+
+
+def expected(unit: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
+    """The cosine with the mean of n examples that one more would have, where any two have the cosine r:
+    r √n / √(1 + (n − 1) r). Two pairs of the usual r are added to those that there are."""
+    n = len(unit)
+    pairs = (unit.sum(0).square().sum() - n).clamp_min(0) / 2
+    r = (pairs + 2 * ALIKE) / (n * (n - 1) / 2 + 2)
+    return r * n**0.5 / (1 + (n - 1) * r).sqrt()
 
 
 def windows(
