@@ -276,6 +276,23 @@ def anomalies(
 
 
 @app.command()
+def impute(
+    bundle: Forecaster,
+    file: SeriesFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The series without gaps: .csv or .parquet.")],
+    time: Time = None,
+    columns: Columns = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Fills the gaps of a file of series, from both sides."""
+    from polysense.apps.impute import impute as run
+
+    run(bundle, file, out, time=time, columns=columns, batch_size=batch_size, device=device, threads=threads)
+
+
+@app.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A TOML file; docs/pretrain_your_own.md explains it.")],
     out: Annotated[
