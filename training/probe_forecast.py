@@ -14,7 +14,7 @@ from polysense.core.types import Features
 from polysense.heads.base import Out
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
-from polysense.training.examples import Examples, Subset
+from polysense.training.examples import Examples, Subset, window_batches
 from polysense.training.probe_mixture import probe_mixture
 from polysense.training.probe_own import probe_own
 from polysense.training.ridge import STRENGTHS, from_moments
@@ -78,11 +78,7 @@ def forecast_answers(pipeline: Pipeline, examples: Examples, batch_size: int) ->
 def _windows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Features, Out]]:
     """What the encoder gives for every variate of every window, and the head's targets."""
     pipeline.eval()
-    for start in range(0, len(examples), batch_size):
-        pairs = []
-        for i in range(start, min(start + batch_size, len(examples))):
-            samples, target = examples.whole(i)
-            pairs += [(sample, target[:, c]) for c, sample in enumerate(samples)]
+    for pairs in window_batches(examples, batch_size):
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         targets = pipeline.head.targets([values for _, values in pairs], batch["meta"])
         yield pipeline.features(batch), to_device(targets, pipeline.device)
