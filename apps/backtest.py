@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from polysense.data.time_series import SeriesFrame
+
 STRIPS = 4  # variates drawn
 MOST_LISTED = 12  # variates, or series left out, on the screen
+TABLES = (".csv", ".parquet")
 BEFORE = 48  # steps drawn before the first origin, at least
 
 
@@ -70,28 +73,38 @@ def backtest(
         InputError: See there; or a file cannot be written, which is found before the work begins.
     """
     check_model(bundle)
-    if not data.exists():
-        raise InputError(data, "there is no such file", "check the path")
-    for path, fitting in ((out, (".csv", ".parquet")), (plot, (".png",))):
-        if path is not None and path.suffix.lower() not in fitting:
-            raise InputError(path, f"cannot write {path.suffix or 'a file without ending'}",
-                             f"end the name with {' or '.join(fitting)}")  # fmt: skip
-    with ExitStack() as stack:
-        files = [None if path is None else stack.enter_context(Whole(path)).file for path in (out, plot, json_file)]
+    with open_files(data, {out: TABLES, plot: (".png",), json_file: ()}) as files:
         pipeline = polysense.load(bundle, device=choose_device(device, threads))
         with watched(progress) as watch:
             result = run(pipeline, data, watch=watch, **options)
-        table_file, picture_file, metrics_file = files
-        if table_file is not None and out is not None:
-            write_table(result.forecasts, table_file, out.suffix.lower())
-        if picture_file is not None:
-            draw_backtest(result, picture_file, f"{bundle} on {data.name}")
-        if metrics_file is not None:
-            metrics_file.write((json.dumps(to_record(result), indent=2, allow_nan=False) + "\n").encode())
+        if out is not None:
+            write_table(result.forecasts, files[out], out.suffix.lower())
+        if plot is not None:
+            draw_backtest(result, files[plot], f"{bundle} on {data.name}")
+        if json_file is not None:
+            write_json(to_record(result), files[json_file])
         show(result, f"{bundle} on {data}")
     for path in (out, plot, json_file):
         if path is not None and progress:
             note(f"wrote {path}")
+
+
+@contextmanager
+def open_files(data: Path, wanted: Mapping[Path | None, tuple[str, ...]]) -> Iterator[dict[Path, IO[bytes]]]:
+    """The files to write, each with the endings that it may have (none: any), complete or not there in the end.
+
+    Raises:
+        InputError: There are no data to begin with, or a file cannot be written.
+    """
+    if not data.exists():
+        raise InputError(data, "there is no such file", "check the path")
+    named = {path: fitting for path, fitting in wanted.items() if path is not None}
+    for path, fitting in named.items():
+        if fitting and path.suffix.lower() not in fitting:
+            raise InputError(path, f"cannot write {path.suffix or 'a file without ending'}",
+                             f"end the name with {' or '.join(fitting)}")  # fmt: skip
+    with ExitStack() as stack:
+        yield {path: stack.enter_context(Whole(path)).file for path in named}
 
 
 @contextmanager
@@ -115,14 +128,23 @@ def write_table(table: pd.DataFrame, file: IO[bytes], ending: str) -> None:
         file.write(table.to_csv(index=False).encode())
 
 
+def write_json(record: dict[str, Any], file: IO[bytes]) -> None:
+    file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows, JSON-able."""
+    return [{str(key): json_value(value) for key, value in row.items()} for row in table.to_dict("records")]
+
+
 def to_record(result: Backtest) -> dict[str, Any]:
     """Everything but the single values, JSON-able."""
-    tables = {name: [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
-              for name, table in (("by_variate", result.by_variate), ("by_origin", result.by_origin))}  # fmt: skip
-    return {"metrics": result.metrics, "baselines": result.baselines, **tables, "skipped": list(result.skipped)}
+    return {"metrics": result.metrics, "baselines": result.baselines, "by_variate": json_rows(result.by_variate),
+            "by_origin": json_rows(result.by_origin), "skipped": list(result.skipped)}  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """A table's cell as JSON has it; null for what is unknown."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     value = value.item() if isinstance(value, np.generic) else value
@@ -162,13 +184,13 @@ def _variates(result: Backtest) -> Table:
         table.add_column(name, justify="right")
     for row in result.by_variate.head(MOST_LISTED).to_dict("records"):
         cells = [str(row[c]) if c == "season" else "" if np.isnan(row[c]) else f"{row[c]:.4f}" for c in shown]
-        table.add_row(escape(_name(str(row["source"]), str(row["variate"]))), *cells)
+        table.add_row(escape(variate_name(str(row["source"]), str(row["variate"]))), *cells)
     if len(result.by_variate) > MOST_LISTED:
         table.add_row(f"and {len(result.by_variate) - MOST_LISTED} more")
     return table
 
 
-def _name(source: str, variate: str) -> str:
+def variate_name(source: str, variate: str) -> str:
     """A variate's name, with the series' number or id where a file holds several: "#3 load"."""
     path, sign, series = source.rpartition("#")
     return variate if not sign or not path or series == variate else f"#{series} {variate}"
@@ -182,11 +204,32 @@ def draw_backtest(result: Backtest, file: str | Path | IO[bytes], title: str = "
         file: Path, or file open for bytes.
         title: First line; the metrics follow under it.
     """
+    pairs = [(frame, i) for frame in result.series for i in range(len(frame.names))]
+    with strips_of(pairs[:STRIPS], len(pairs), title, _summary(result), file) as strips:
+        for number, (axes, (frame, i)) in enumerate(zip(strips, pairs)):
+            rows = result.forecasts
+            rows = rows[(rows["source"] == frame.source) & (rows["variate"] == frame.names[i])]
+            x = shown_times(frame.times, rows, len(frame.values))
+            _strip(axes, frame.values[:, i], x, _starts(frame.times, rows), rows, COLOURS[number])
+
+
+@contextmanager
+def strips_of(
+    pairs: Sequence[tuple[SeriesFrame, int]], total: int, title: str, words: str, file: str | Path | IO[bytes]
+) -> Iterator[Sequence[Axes]]:
+    """A picture of one strip for each variate, to be drawn into inside the `with`; it is written in the end.
+
+    Args:
+        pairs: Series and number of each variate.
+        total: Variates that there are.
+        title: First line.
+        words: Second line.
+        file: Path, or file open for bytes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    pairs = [(frame, i) for frame in result.series for i in range(len(frame.names))][:STRIPS]
     height = SIZE[1] * (0.75 + 0.25 * len(pairs))
     figure = Figure(figsize=(SIZE[0], height), dpi=100, facecolor="white",
                     layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))  # fmt: skip
@@ -194,20 +237,17 @@ def draw_backtest(result: Backtest, file: str | Path | IO[bytes], title: str = "
     top, body = split(figure, 2, 1, height_ratios=(1, 1.5 * height))
     title = title if len(title) <= 66 else title[:65] + "…"
     top.text(0.012, 0.60, plain(title), fontsize=17, weight="bold", color=INK, va="center")
-    top.text(0.012, 0.02, _summary(result), fontsize=11, color=GREY, va="center")
+    top.text(0.012, 0.02, words, fontsize=11, color=GREY, va="center")
     one_axis = len({frame.source for frame, _ in pairs}) == 1
-    strips = body.subplots(len(pairs), 1, sharex=one_axis, squeeze=False)[:, 0]
+    strips = list(body.subplots(len(pairs), 1, sharex=one_axis, squeeze=False)[:, 0])
+    yield strips
     for number, (axes, (frame, i)) in enumerate(zip(strips, pairs)):
-        rows = result.forecasts
-        rows = rows[(rows["source"] == frame.source) & (rows["variate"] == frame.names[i])]
-        x = _axis(frame.times, rows, len(frame.values))
-        _strip(axes, frame.values[:, i], x, _starts(frame.times, rows), rows, COLOURS[number])
-        axes.set_ylabel(plain(_name(frame.source, frame.names[i]))[:16], color=INK, fontsize=11)
+        axes.set_ylabel(plain(variate_name(frame.source, frame.names[i]))[:16], color=INK, fontsize=11)
         if not one_axis or number + 1 == len(pairs):
             few_dates(axes, frame.times is not None)
     _legend(strips[0])
-    if (total := len(result.by_variate)) > len(pairs):
-        strips[-1].set_xlabel(f"first {len(pairs)} of {total} variates", color=GREY)
+    if total > len(pairs):
+        strips[-1].set_xlabel(f"{len(pairs)} of {total} variates", color=GREY)
     figure.savefig(file, format="png")
 
 
@@ -221,7 +261,7 @@ def _summary(result: Backtest) -> str:
     return words
 
 
-def _axis(times: np.ndarray | None, rows: pd.DataFrame, t: int) -> np.ndarray:
+def shown_times(times: np.ndarray | None, rows: pd.DataFrame, t: int) -> np.ndarray:
     """The whole series' axis: row numbers, or times as a clock of the forecasts' zone shows them."""
     import pandas as pd
 

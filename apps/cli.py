@@ -347,6 +347,52 @@ def backtest(
         progress=not quiet)  # fmt: skip
 
 
+Forecaster = Annotated[str, typer.Argument(help="any-series, or the folder of a bundle for forecasting.")]
+SeriesFile = Annotated[Path, typer.Argument(help="A file of series.")]
+Time = Annotated[str | None, typer.Option(help="Column that holds the time (default: found).")]
+Columns = Annotated[str | None, typer.Option(help="Variates to look at, a,b (default: all).")]
+
+
+@app.command()
+def anomalies(
+    bundle: Forecaster,
+    file: SeriesFile,
+    time: Time = None,
+    columns: Columns = None,
+    step: Annotated[int | None, typer.Option(min=1, help="Rows forecast at a time (default: 24).")] = None,
+    threshold: Annotated[float, typer.Option(min=0, help="Score from which a value counts; 1: the band's edge.")] = 3.0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="All scores: .csv or .parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture: .png.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file too.")] = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Finds values that lie far outside what the past of their series forecasts."""
+    from polysense.apps.anomalies import anomalies as run
+
+    run(bundle, file, time=time, columns=columns, step=step, threshold=threshold, out=out, plot=plot,
+        json_file=json_file, batch_size=batch_size, device=device, threads=threads, progress=not quiet)  # fmt: skip
+
+
+@app.command()
+def impute(
+    bundle: Forecaster,
+    file: SeriesFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The series without gaps: .csv or .parquet.")],
+    time: Time = None,
+    columns: Columns = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Fills the gaps of a file of series, from both sides."""
+    from polysense.apps.impute import impute as run
+
+    run(bundle, file, out, time=time, columns=columns, batch_size=batch_size, device=device, threads=threads)
+
+
 @app.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A TOML file; docs/pretrain_your_own.md explains it.")],

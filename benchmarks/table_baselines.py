@@ -98,7 +98,7 @@ def repeat_last(run: Run, options: Options) -> dict[str, float]:
     assert isinstance(windows, WindowExamples)
     std = np.array([value for _, value in sources.head_options()["variate_scale"]])
     errors = []
-    for f, end in windows.places:
+    for f, end in map(windows.place, range(len(windows))):
         values = windows.frames[f].values
         errors.append(np.mean(((values[end : end + windows.horizon] - values[end - 1]) / std) ** 2))
     return {"repeat-last": float(np.mean(errors))}

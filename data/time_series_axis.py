@@ -273,7 +273,7 @@ def calendar_features(times: Times | None, length: int = 0) -> Float[np.ndarray,
     if times is None:
         return np.zeros((length, 8), np.float32)
     turns = _turns(times)
-    step = np.median(np.diff(times)) if len(times) > 1 else np.timedelta64(0)
+    step = abs(np.median(np.diff(times))) if len(times) > 1 else np.timedelta64(0)  # a reversed axis has the same one
     told = np.array([step < DAY, step < 7 * DAY, step < 28 * DAY, step < 364 * DAY])
     angles = 2 * np.pi * turns
     code = np.stack([np.sin(angles), np.cos(angles)], -1) * told[:, None]

@@ -32,7 +32,8 @@ def lines_table(text: str, delimiter: str) -> pd.DataFrame | None:
     import pandas as pd
 
     head = [row for row in csv.reader(text[:200_000].splitlines()[:20], delimiter=delimiter, skipinitialspace=True)]
-    if len(head) > 1 and not all(map(_is_line, head[1:])):
+    later = [row for row in head[1:] if row]
+    if later and (not all(map(_is_line, later)) or _dates([row[0] for row in later]) is not None):
         return None  # a look at the first lines saves splitting a long table
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True) if any(row)]
     named = _is_header(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.backbone.weights import save_encoder
 from polysense.core.predictions import Boxes, Embedding, Labels, Mask, Segments, Series, Values
+from polysense.core.types import Sample
 from polysense.data.dataset import BoxTarget
 from polysense.data.segments import SegmentTarget
 from polysense.pipeline import Pipeline
@@ -186,6 +187,32 @@ def table() -> Callable[..., pd.DataFrame]:
 @pytest.fixture(scope="session")
 def answers() -> dict[str, type]:
     return ANSWERS
+
+
+@pytest.fixture
+def pretend(build: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """pretend(answer) -> a pipeline that forecasts `answer(history (t, c), h)` in a band of two on either side, and the
+    histories that it is given."""
+    band = {0.1: -2.0, 0.5: 0.0, 0.9: 2.0}
+
+    def make(answer: Callable[[np.ndarray, int], np.ndarray]) -> tuple[Pipeline, list[np.ndarray]]:
+        pipeline = build("forecasting", head={"quantiles": tuple(band)})
+        seen: list[np.ndarray] = []
+
+        def predict(samples: Sequence[Sequence[Sample]], batch_size: int) -> list[Series]:
+            answers = []
+            for parts in samples:
+                history = np.concatenate([part.meta["history"] for part in parts], 1)
+                seen.append(history)
+                mean = answer(history, pipeline.head.horizon)
+                names = [part.meta["names"][0] for part in parts]
+                answers.append(Series(mean, {q: mean + away for q, away in band.items()}, [], names))
+            return answers
+
+        monkeypatch.setattr(pipeline, "predict_sequences", predict)
+        return pipeline, seen
+
+    return make
 
 
 @pytest.fixture

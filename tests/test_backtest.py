@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,15 @@ from typer.testing import CliRunner
 from polysense.apps import cli
 from polysense.apps.panels import COLOURS, INK
 from polysense.core.errors import InputError
-from polysense.core.predictions import Series
-from polysense.core.types import Sample
 from polysense.pipeline import Pipeline
 from polysense.training.backtest import backtest, naive_error, seasonal_naive
 
-LEVELS = (0.1, 0.5, 0.9)
-BAND = {0.1: -2.0, 0.5: 0.0, 0.9: 2.0}  # quantiles of the pretended forecasts, from their mean
 HORIZON = 8  # of the tiny bundle's head
 
 
 @pytest.fixture
 def tiny(build: Callable[..., Pipeline]) -> Pipeline:
     return build("forecasting")
-
-
-@pytest.fixture
-def pretend(build: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """pretend(answer) -> a pipeline that forecasts `answer(history (t, c), h)`, and the histories that it is given."""
-
-    def make(answer: Callable[[np.ndarray, int], np.ndarray]) -> tuple[Pipeline, list[np.ndarray]]:
-        pipeline = build("forecasting", head={"quantiles": LEVELS})
-        seen: list[np.ndarray] = []
-
-        def predict(samples: Sequence[Sequence[Sample]], batch_size: int) -> list[Series]:
-            answers = []
-            for parts in samples:
-                history = np.concatenate([part.meta["history"] for part in parts], 1)
-                seen.append(history)
-                mean = answer(history, pipeline.head.horizon)
-                names = [part.meta["names"][0] for part in parts]
-                answers.append(Series(mean, {q: mean + away for q, away in BAND.items()}, [], names))
-            return answers
-
-        monkeypatch.setattr(pipeline, "predict_sequences", predict)
-        return pipeline, seen
-
-    return make
 
 
 def repeat(history: np.ndarray, h: int) -> np.ndarray:

@@ -19,22 +19,16 @@ from jaxtyping import Float
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Series
-from polysense.core.types import Sample
-from polysense.data.time_series import SeriesFrame, read_series_all
-from polysense.data.time_series_axis import Times
-from polysense.data.time_series_files import load, source_name
-from polysense.data.time_series_roles import roles_of, tables_of
-from polysense.data.time_series_rows import steps_of_rows
-from polysense.heads.forecast import ForecastHead
+from polysense.data.time_series_files import source_name
+from polysense.data.time_series_roles import roles_of
+from polysense.data.time_series_rows import Past, read_past
 from polysense.heads.local_forecasts import find_seasons, repeat_season
+from polysense.histories import check_horizon, forecast_histories
 from polysense.pipeline import Pipeline
-from polysense.roll_out import check_horizon, check_known, roll_out
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 from polysense.training.metrics import score
 
 if TYPE_CHECKING:
-    from datetime import tzinfo
-
     import pandas as pd
 
 BASELINES = ("seasonal naive", "repeat last")
@@ -106,31 +100,29 @@ def backtest(
         InputError: The pipeline is no forecaster, a number is out of range, the source cannot be read, not one origin
             fits, or there is nothing to compare with.
     """
-    h = _checked_horizon(pipeline, horizon)
+    h = check_horizon(pipeline, horizon, beyond=True)
     for name, number in {"origins": origins, "step": step, "season": season, "batch size": batch_size}.items():
         if number is not None and number < 1:
             raise InputError(f"{name} {number}", "it is not positive", "give 1 or more")
     config = cast(TimeSeriesTokenizer, pipeline.tokenizer).config
     time = config.time if time is None else time
     names = [name.strip() for name in target.split(",")] if isinstance(target, str) else target
-    source = source.read() if hasattr(source, "read") else source  # it is looked at twice
-    roles = roles_of(config)
-    frames = read_series_all(source, time=time, columns=config.columns if names is None else names, roles=roles)
+    columns = config.columns if names is None else names
+    pasts = read_past(source, time=time, columns=columns, roles=roles_of(config))
+    frames = [past.frame for past in pasts]
     places = [list(range(len(frame.values) - h, 0, -(step or h)))[:origins][::-1] for frame in frames]
     if not any(places):
         longest = max(len(frame.values) for frame in frames)
         whose = "it has" if len(frames) == 1 else f"the longest of its {len(frames)} series has"
         problem = f"{whose} {longest} rows where {h + 1} are needed, one of history and {h} to forecast"
         raise InputError(source_name(source), problem, "give a longer series or a shorter horizon")
-    content = None
-    if not isinstance(source, SeriesFrame) and any(frame.times is not None for frame in frames):
-        content = load(source_name(source), source)
-    tables: dict[str, Any] = {}
-    if content is not None and roles.series is not None:
-        tables = dict(tables_of(source_name(source), cast(Any, content), roles.series))
-    tested = [_Tested.make(frame, ends, tables.get(frame.source, content), time, season)
-              for frame, ends in zip(frames, places) if ends]  # fmt: skip
-    table = _table(tested, _forecast(pipeline, tested, h, batch_size, watch), h)
+    tested = [_Tested.make(past, ends, season) for past, ends in zip(pasts, places) if ends]
+    count = sum(len(one.origins) for one in tested)
+    # Covariates stand beside the whole of a series.
+    most = None if config.effect is not None else config.context
+    histories = (one.history(origin, most) for one in tested for origin in one.origins)
+    told = None if watch is None else lambda done: watch(done, count)
+    table = _table(tested, forecast_histories(pipeline, histories, h, batch_size, told), h)
     levels = pipeline.head.config.quantiles
     metrics = _scores(table, "mean", levels)
     if not metrics:
@@ -146,48 +138,18 @@ def backtest(
     )  # fmt: skip
 
 
-def _checked_horizon(pipeline: Pipeline, horizon: int | None) -> int:
-    if pipeline.task.kind != "forecasting":
-        raise InputError(pipeline.name, f"it is for {pipeline.task.name}, no forecaster", "give one for forecasting")
-    h = cast(ForecastHead, pipeline.head).horizon if horizon is None else horizon
-    check_horizon(pipeline, h)
-    return h
-
-
 @dataclass(frozen=True)
-class _Tested:
+class _Tested(Past):
     """A series and where it is cut."""
 
-    frame: SeriesFrame
     origins: list[int]  # rows, ascending
-    truth: Float[np.ndarray, "t c"]  # NaN where missing, and where no row is near
-    newest: Times | None  # (t,) the latest row that each step was made of; None: its own
-    zone: tzinfo | None
     seasons: list[int]  # of the c variates
 
     @classmethod
-    def make(cls, frame: SeriesFrame, origins: list[int], content: Any, time: str | None,
-             season: int | None) -> _Tested:  # fmt: skip
-        newest, zone, truth = None, None, frame.values
-        if content is not None and frame.times is not None:
-            newest, filled, zone = steps_of_rows(content, frame, time)
-            truth = np.where(filled[:, None], np.nan, truth)
-        first = cls(frame, origins, truth, newest, zone, []).known(origins[0])
-        seasons = [season or _strongest_season(first[:, i]) for i in range(truth.shape[1])]
-        return cls(frame, origins, truth, newest, zone, seasons)
-
-    def history(self, origin: int) -> SeriesFrame:
-        """What there was before the origin, the reader's filling included."""
-        frame = self.frame
-        values, times = frame.values[:origin], None if frame.times is None else frame.times[:origin]
-        if self.newest is not None and frame.times is not None:
-            late = self.newest[:origin] >= frame.times[origin]
-            values = np.where(late[:, None], np.nan, values)
-        return replace(frame, values=values, times=times)
-
-    def known(self, origin: int) -> Float[np.ndarray, "t c"]:
-        """The same without the filling."""
-        return np.where(np.isnan(self.truth[:origin]), np.nan, self.history(origin).values)
+    def make(cls, past: Past, origins: list[int], season: int | None) -> _Tested:
+        first = past.known(origins[0])
+        seasons = [season or _strongest_season(first[:, i]) for i in range(first.shape[1])]
+        return cls(**vars(past), origins=origins, seasons=seasons)
 
 
 def _strongest_season(history: Float[np.ndarray, " t"]) -> int:
@@ -195,25 +157,6 @@ def _strongest_season(history: Float[np.ndarray, " t"]) -> int:
     if not len(seen):
         return 1
     return find_seasons(np.interp(np.arange(seen[0], len(history)), seen, history[seen]))[1]
-
-
-def _forecast(
-    pipeline: Pipeline, tested: Sequence[_Tested], h: int, batch_size: int, watch: Callable[[int, int], None] | None
-) -> list[Series]:
-    """A forecast for each origin of each series, in this order."""
-    tokenizer = cast(TimeSeriesTokenizer, pipeline.tokenizer)
-    cuts = [(one, origin) for one in tested for origin in one.origins]
-    answers: list[Series] = []
-    waiting: list[list[Sample]] = []
-    for i, (one, origin) in enumerate(cuts):
-        waiting.append(tokenizer.split(tokenizer.window_sample(one.history(origin), origin)))
-        check_known(pipeline, waiting[-1][0], h)
-        if sum(map(len, waiting)) >= batch_size or i + 1 == len(cuts):
-            answers += roll_out(pipeline, waiting, h, batch_size)
-            waiting = []
-            if watch is not None:
-                watch(i + 1, len(cuts))
-    return answers
 
 
 def _table(tested: Sequence[_Tested], answers: Sequence[Series], h: int) -> pd.DataFrame:

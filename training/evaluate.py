@@ -89,7 +89,7 @@ def _series_scale(trained: dict[str, float], examples: Examples) -> list[float] 
     frame = examples.frames[0]
     if trained.keys() >= set(frame.names):
         return [trained[name] for name in frame.names]
-    first = min(end for _, end in examples.places)
+    first = min(examples.ends[0])
     std = np.nanstd(frame.values[:first] if first > 1 else frame.values, axis=0)
     return np.where(std > 0, std, 1.0).tolist()
 

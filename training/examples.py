@@ -5,7 +5,7 @@ An example is one input with its target; it may be several sequences (windows of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from polysense.data.time_series import SeriesFrame
     from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
+MOST_VARIATES = 32  # of a window that are learnt from at a time
+TOGETHER = 1024  # sequences of windows that the encoder reads together, about
 CACHE_BYTES = 4 * 2**30  # decoded samples kept in memory, at most
 DRAWN = 8  # blocks of a large cloud that learning draws at a time: they are many, and such clouds are few
 
@@ -155,7 +157,7 @@ class WindowExamples:
 
     Args:
         frames: Series to cut windows from.
-        ends: For each frame the rows at which windows end.
+        ends: For each frame the rows at which windows end, in order: ranges cost no memory, however long.
         tokenizer: Gives the sample of a window.
         horizon: Steps to forecast.
     """
@@ -167,22 +169,51 @@ class WindowExamples:
         tokenizer: TimeSeriesTokenizer,
         horizon: int,
     ) -> None:
-        self.frames, self.tokenizer, self.horizon = list(frames), tokenizer, horizon
-        self.places = [(f, int(end)) for f, rows in enumerate(ends) for end in rows]
+        self.frames, self.ends, self.tokenizer, self.horizon = list(frames), list(ends), tokenizer, horizon
+        self.counts = np.cumsum([len(rows) for rows in ends])
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int(self.counts[-1])
+
+    def place(self, i: int) -> tuple[int, int]:
+        """The frame of a window, and the row at which it ends."""
+        f = int(np.searchsorted(self.counts, i, side="right"))
+        return f, int(self.ends[f][i - int(self.counts[f])])  # counted from the end of the frame's
 
     def train(self, i: int, rng: np.random.Generator) -> list[tuple[Sample, Any]]:
+        """A window's variates; of very many some at random, as all of a batch are in memory at once."""
         parts, target = self.whole(i)
-        if len(parts) < target.shape[1]:  # one sequence of all variates
-            return [(parts[0], target)]
-        return [(part, target[:, c]) for c, part in enumerate(parts)]
+        chosen = paired(parts, target)
+        if len(chosen) > MOST_VARIATES:
+            chosen = [chosen[c] for c in sorted(rng.choice(len(chosen), MOST_VARIATES, replace=False).tolist())]
+        return chosen
 
     def whole(self, i: int) -> tuple[list[Sample], Any]:
-        f, end = self.places[i]
+        f, end = self.place(i)
         frame = self.frames[f]
         return self.tokenizer.split(self.tokenizer.window_sample(frame, end)), frame.values[end : end + self.horizon]
+
+
+def paired(samples: Sequence[Sample], target: np.ndarray) -> list[tuple[Sample, Any]]:
+    """The sequences of a window, each with the future of its variate; or of all, where one sequence reads them all."""
+    if len(samples) < target.shape[1]:
+        return [(samples[0], target)]
+    return [(sample, target[:, c]) for c, sample in enumerate(samples)]
+
+
+def window_batches(examples: Examples, batch_size: int) -> Iterator[list[tuple[Sample, Any]]]:
+    """Every variate of every window with its target, `batch_size` windows at a time: fewer where they are wide."""
+    pairs: list[tuple[Sample, Any]] = []
+    windows = 0
+    for i in range(len(examples)):
+        samples, target = examples.whole(i)
+        pairs += paired(samples, target)
+        windows += 1
+        if windows == batch_size or len(pairs) >= TOGETHER:
+            yield pairs
+            pairs, windows = [], 0
+    if pairs:
+        yield pairs
 
 
 class Subset:

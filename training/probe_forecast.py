@@ -6,17 +6,15 @@ Shape legend: b sequences, n sequences of all windows, f flattened input, h step
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from polysense.core.types import Features, Sample
+from polysense.core.types import Features
 from polysense.heads.base import Out
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline, to_device
-from polysense.training.examples import Examples, Subset
+from polysense.training.examples import Examples, Subset, window_batches
 from polysense.training.probe_mixture import probe_mixture
 from polysense.training.probe_own import probe_own
 from polysense.training.ridge import STRENGTHS, from_moments
@@ -82,10 +80,7 @@ def forecast_answers(pipeline: Pipeline, examples: Examples, batch_size: int) ->
 def _windows(pipeline: Pipeline, examples: Examples, batch_size: int) -> Iterator[tuple[Features, Out]]:
     """What the encoder gives for every variate of every window, and the head's targets."""
     pipeline.eval()
-    for start in range(0, len(examples), batch_size):
-        pairs: list[tuple[Sample, Any]] = []
-        for i in range(start, min(start + batch_size, len(examples))):
-            pairs += examples.train(i, np.random.default_rng(0))  # nothing of a window is random
+    for pairs in window_batches(examples, batch_size):
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         targets = pipeline.head.targets([values for _, values in pairs], batch["meta"])
         yield pipeline.features(batch), to_device(targets, pipeline.device)

@@ -6,17 +6,14 @@ Shape legend: b sequences, f inputs, k methods, g groups of steps, h steps.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from polysense.core.types import Sample
 from polysense.heads.forecast import ForecastHead
 from polysense.heads.forecast_parts import Mixture
 from polysense.pipeline import Pipeline, to_device
-from polysense.training.examples import Examples, Subset
+from polysense.training.examples import Examples, Subset, window_batches
 
 MOST = 20_000  # windows that are learnt from; each costs some ten milliseconds for its trials
 EPOCHS, BATCH, LR, DECAY = 10, 256, 3e-3, 0.1
@@ -30,10 +27,7 @@ def forecast_rows(pipeline: Pipeline, examples: Examples, batch_size: int) -> di
     head = pipeline.head
     assert isinstance(head, ForecastHead)
     rows: list[dict[str, Tensor]] = []
-    for start in range(0, len(examples), batch_size):
-        pairs: list[tuple[Sample, Any]] = []
-        for i in range(start, min(start + batch_size, len(examples))):
-            pairs += examples.train(i, np.random.default_rng(0))  # nothing of a window is random
+    for pairs in window_batches(examples, batch_size):
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         x = head.flatten(pipeline.features(batch))
         targets = head.targets([values for _, values in pairs], batch["meta"])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 MOST_WINDOWS = 100  # of each series where there are several
+MOST_ALONE = 100_000  # of a single series to learn or choose from: neighbouring ones say nearly the same
 LONG = 256  # steps of history from which patches no longer overlap
 OWN_RANK, MOST_OWN = 64, 64  # rank of each variate's own correction, and most variates that get one
 MOST_CELLS = 100_000  # of a table whose columns are tokens of their own: the encoder's time grows with their number
@@ -328,14 +329,17 @@ class SeriesSources:
         sizes = [round(b * length) if b <= 1 else int(b) for b in self.borders]
         first = {"train": 0, "val": sizes[0], "test": sizes[0] + sizes[1]}[split]
         last = min(first + sizes[("train", "val", "test").index(split)], length)
-        return self._cut(frame, None if split == "train" else first, last, self.most)
+        most: int | None = self.most
+        if len(self.frames) + len(self.extra) == 1:  # of many series none may drown the others
+            most = None if split == "test" else MOST_ALONE
+        return self._cut(frame, None if split == "train" else first, last, most)
 
-    def _cut(self, frame: SeriesFrame, first: int | None, last: int, most: int) -> tuple[SeriesFrame, range]:
+    def _cut(self, frame: SeriesFrame, first: int | None, last: int, most: int | None) -> tuple[SeriesFrame, range]:
         future = self.horizon if self.least is None else min(self.least, self.horizon)
         if first is None:  # a short series gives short histories rather than nothing
             first = min(self.context, max(last - future if self.least is None else last // 3, 1))
         ends = range(max(first, 1), last - future + 1)
-        if len(self.frames) + len(self.extra) > 1:  # of many series none may drown the others
+        if most is not None:
             ends = ends[:: max(1, math.ceil(len(ends) / most))]
         times = None if frame.times is None else frame.times[:last]
         return replace(frame, values=frame.values[:last], times=times), ends
