@@ -254,7 +254,7 @@ def fit(
     ] = None,
     augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
     augment_with: Annotated[
-        str | None, typer.Option(help="Images: vary them more, by any of rotate,shrink,mosaic.")
+        str | None, typer.Option(help="Vary them more, in ways such as rotate,specaugment=0.2; docs/finetuning.md.")
     ] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")

@@ -127,7 +127,8 @@ def fit(
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
         augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
-        augment_with: Names in `training.scenes.EXTRAS` of what is done to images beside the usual ways to vary them.
+        augment_with: What is done to the inputs beside the usual ways to vary them: names in `training.scenes.EXTRAS`
+            or `training.variations.VARIATIONS` ("tilt", or "tilt=30").
         train: "tokenizer+head" or "head": what learns beside an adapter.
         method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
             encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
