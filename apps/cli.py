@@ -49,6 +49,16 @@ class Space(StrEnum):
     meaning = "meaning"
 
 
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class ClassWeights(StrEnum):
+    balanced = "balanced"
+
+
 class Train(StrEnum):
     both = "tokenizer+head"
     head = "head"
@@ -232,9 +242,23 @@ def fit(
     settled_lr: Annotated[
         float | None, typer.Option(min=0, help="Factor of --lr for pretrained weights; 0 keeps them.")
     ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of the steps over which it rises.")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(min=0, max=0.99999, help="Keep a moving average of the weights: its decay a step.")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(min=0, help="Greatest norm of the gradient (default 1; 0: any).")
+    ] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Batches that make one step.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the joint training; fp16 needs a GPU.")] = None,
+    class_weights: Annotated[
+        ClassWeights | None, typer.Option(help="balanced: rare classes count as much as frequent ones.")
+    ] = None,
     augment: Annotated[bool | None, typer.Option(help="Vary the inputs at random while learning.")] = None,
     augment_with: Annotated[
-        str | None, typer.Option(help="Images: vary them more, by any of rotate,shrink,mosaic.")
+        str | None, typer.Option(help="Vary them more, in ways such as rotate,specaugment=0.2; docs/finetuning.md.")
     ] = None,
     borders: Annotated[
         str | None, typer.Option(help="Train, val, test of a series: shares (.7,.1,.2) or numbers of rows.")
@@ -265,6 +289,13 @@ def fit(
         ),
     ] = None,
     adapter_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Adapter option.")] = None,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted fit, or begin it anew.")
+    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files and a log.csv.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time, on GPUs too; slower there.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
@@ -275,8 +306,11 @@ def fit(
                  batch_size=batch_size, lr=lr, settled_lr=settled_lr, augment=augment, borders=_borders(borders),
                  augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
                  known=known, static=static, series=series, ignore=ignore, seed=seed, val_share=val_share,
-                 patience=patience, threads=threads, method=method, adapter_options=_pairs(adapter_option),
-                 tokenizer_options=_pairs(tokenizer), head_options=head_options)  # fmt: skip
+                 patience=patience, threads=threads, warmup=warmup, ema=ema, clip=clip, accumulate=accumulate,
+                 precision=precision and precision.value, class_weights=class_weights and class_weights.value,
+                 resume=resume, tensorboard=tensorboard, deterministic=deterministic or None,
+                 method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
+                 head_options=head_options)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)

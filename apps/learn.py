@@ -17,17 +17,27 @@ from polysense.core.errors import InputError
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
     """Trains and shows the validation metrics. Options are those of `polysense.training.fit.fit`."""
     from polysense.tasks import TASKS
+    from polysense.training.checkpoint import Keeper
     from polysense.training.choose import fit_best
+    from polysense.training.compute import is_main
     from polysense.training.fit import fit as run
 
     if task not in TASKS:
         raise unknown(task, "task", TASKS)
     device = choose_device(device, options.get("threads"))
-    if options.get("method") == "auto":
-        del options["method"]
-        result = fit_best(task, data, out, device=device, say=Console(highlight=False).print, **options)
-    else:
-        result = run(task, data, out, device=device, **options)
+    try:
+        if options.get("method") == "auto":
+            del options["method"]
+            result = fit_best(task, data, out, device=device, say=Console(highlight=False).print, **options)
+        else:
+            result = run(task, data, out, device=device, **options)
+    except KeyboardInterrupt:
+        kept = "the same command with --resume goes on from the last checkpoint"
+        told = kept if Keeper(out, resume=True).under_way() else "nothing had been learnt yet"
+        Console(stderr=True, highlight=False).print(f"\ninterrupted: {told}.", soft_wrap=True)
+        raise SystemExit(130) from None
+    if not is_main():
+        return
     show_metrics(result.metrics, f"{task} on validation data")
     Console().print(f"{result.epochs} epochs, {result.seconds:.0f} s. Bundle: {result.path}", highlight=False)
     Console().print(f"Use it: polysense predict {result.path} FILES", style="bold", highlight=False)

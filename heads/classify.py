@@ -30,13 +30,16 @@ class ClassificationConfig:
     hidden: int = 0  # width of one hidden layer; 0: a linear head
     dropout: float = 0.0  # of the pooled features, in training
     label_smoothing: float = 0.0  # share of the target spread over all classes
+    class_weights: tuple[float, ...] = ()  # what each class counts in learning; none: all alike
     threshold: float = 0.5  # probability from which a multi-label class holds
 
     def __post_init__(self) -> None:
-        for name in ("classes", "pooling", "layers"):  # JSON gives lists
+        for name in ("classes", "pooling", "layers", "class_weights"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(set(self.classes)) < len(self.classes) or len(self.classes) < (1 if self.multi_label else 2):
             raise ValueError(f"a classifier needs different class names, at least two; got {list(self.classes)[:10]}")
+        if self.class_weights and (self.multi_label or len(self.class_weights) != len(self.classes)):
+            raise ValueError("class weights are one number for each of the classes that exclude each other")
 
 
 @HEADS.register("classification")
@@ -79,7 +82,9 @@ class ClassificationHead(PooledHead):
     def loss(self, out: Out, target: Out) -> dict[str, Tensor]:
         if self.config.multi_label:
             return {"loss": F.binary_cross_entropy_with_logits(out["logits"], target["labels"])}
-        return {"loss": F.cross_entropy(out["logits"], target["labels"], label_smoothing=self.config.label_smoothing)}
+        weights = out["logits"].new_tensor(self.config.class_weights) if self.config.class_weights else None
+        smoothing = self.config.label_smoothing
+        return {"loss": F.cross_entropy(out["logits"], target["labels"], weights, label_smoothing=smoothing)}
 
     def probabilities(self, out: Out) -> Float[Tensor, "b c"]:
         logits = out["logits"].float() / self.temperature

@@ -30,8 +30,10 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
     """Writes a bundle. An existing bundle at `path` is replaced at the end; anything else there is left alone.
 
     Raises:
-        InputError: `path` is a file, or a folder that is no bundle; or the encoder could not be found again.
+        InputError: `path` is a file, or a folder that is no bundle; the encoder could not be found again; or the disk
+            is full, and then what stood there before still stands.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = path.expanduser()
@@ -64,6 +66,8 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
         (partial / "README.md").write_text(card(pipeline, path.name))
         partial.chmod(0o755)
         _replace(path, partial)
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, f"the bundle cannot be written ({error})", "make room, and do it again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path

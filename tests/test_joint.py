@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from polysense.core.errors import InputError
 from polysense.heads.classify import ClassificationHead
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training import fit as fitting
 from polysense.training import joint
+from polysense.training.compute import start
 from polysense.training.joint import Average, Best, Recipe, batches, make_optimiser, train_step
 from polysense.training.progress import Progress
 from polysense.training.sources import open_sources
@@ -25,7 +27,7 @@ def test_what_learns(train, image_folders, encoder):
     examples = sources.examples(pipeline.tokenizer, "")
     optimiser = make_optimiser(pipeline, recipe)
     for batch in batches(pipeline, examples, recipe, np.random.default_rng(0), 3):
-        train_step(pipeline, batch, optimiser)
+        train_step(pipeline, iter([batch]), optimiser, start(), recipe)
     parameters = dict(pipeline.named_parameters())
     changed = {name.split(".")[0] for name in parameters if not torch.equal(parameters[name], before[name])}
     still = {name.split(".")[0] for name in parameters if torch.equal(parameters[name], before[name])}
@@ -165,6 +167,6 @@ def test_loss_that_is_no_number(monkeypatch, quick, image_folders, tmp_path):
         return {"loss": loss(self, out, target)["loss"] * (float("nan") if self.training else 1)}
 
     monkeypatch.setattr(ClassificationHead, "loss", broken)
-    with pytest.raises(RuntimeError, match=r"the loss became nan; nothing was written; try a smaller --lr"):
+    with pytest.raises(InputError, match=r"epoch 1, step 1: the loss became nan; go on .* --resume and a smaller --lr"):
         quick("image-classification", image_folders, tokenizer_options=PATCHES)
     assert not (tmp_path / "bundle").exists()

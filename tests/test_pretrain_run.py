@@ -262,7 +262,8 @@ def test_ways_to_train(more: str, data: Path, tmp_path: Path) -> None:
 
 def test_accumulated_batches_add_up(data: Path) -> None:
     """Two batches a step give the mean of their gradients."""
-    from polysense.training.pretrain import _accelerator, _gradients
+    from polysense.training.compute import start
+    from polysense.training.pretrain import _gradients
 
     def gradient(accumulate: int, batches: list[int]) -> torch.Tensor:
         run = build_run(read_plan(config(data, "time_series", name="sum")))
@@ -271,7 +272,7 @@ def test_accumulated_batches_add_up(data: Path) -> None:
         stream.begin(iter([(0, 0, batch, 0) for batch in batches]), 0)
         stream.masked = 0.0  # what is hidden would differ
         stream.weights.pop("rebuild")
-        _gradients(run.encoder, run.streams, plan, 0, _accelerator(plan, "cpu"))
+        _gradients(run.encoder, run.streams, plan, 0, start(plan.precision, "cpu"))
         return run.encoder.blocks[0].mlp.fc2.weight.grad
 
     both = gradient(2, [0, 1])

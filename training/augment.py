@@ -36,13 +36,20 @@ def augment(
         value: PIL image; points (n, 3 or more); (waveform, rate) or waveform; series (t, c).
         target: As `Item.target`: a class name, `BoxTarget`, mask …
         rng: The only source of randomness.
-        extras: Names in `training.scenes.EXTRAS` of what is done to images before.
+        extras: Names of what is done besides: in `training.scenes.EXTRAS` to images before, in
+            `training.variations.VARIATIONS` after.
     """
     if modality == "image" and {"rotate", "shrink"} & set(extras):
         from polysense.training.scenes import turn
 
         value, target = turn(value, target, rng, extras)
-    return AUGMENTATIONS[modality](value, target, rng) if modality in AUGMENTATIONS else (value, target)
+    if modality in AUGMENTATIONS:
+        value, target = AUGMENTATIONS[modality](value, target, rng)
+    if extras:
+        from polysense.training.variations import vary
+
+        value = vary(modality, value, extras, rng)
+    return value, target
 
 
 @AUGMENTATIONS.register("image")

@@ -10,6 +10,7 @@ from typing import Any
 
 from polysense.core.errors import InputError
 from polysense.tasks import TASKS
+from polysense.training.checkpoint import Keeper
 from polysense.training.fit import FitResult, fit
 
 CANDIDATES = ("probe", "head", "lora", "houlsby", "scale")  # what differs most in what it changes, cheapest first
@@ -53,10 +54,14 @@ def fit_best(
     """
     if not candidates:
         raise InputError("candidates", "there are none", f"name some, such as {', '.join(CANDIDATES)}")
+    keeper = Keeper(out, options.get("resume"))
+    if method := keeper.begun_with().get("method"):
+        say(f"going on with {method}")
+        return fit(task, data, out, method=method, **options)
     trials = []
     with tempfile.TemporaryDirectory() as folder:
         for name in candidates:
-            short = {**options, "epochs": trial_epochs, "progress": False}
+            short = {**options, "epochs": trial_epochs, "progress": False, "tensorboard": None}
             result = fit(task, data, Path(folder) / name, method=name, **short)
             metric = TASKS[task].metric
             trials.append(Trial(name, metric, result.metrics[metric], result.trainable, result.seconds))

@@ -119,18 +119,18 @@ def varied(modality: str, item: Item, rng: np.random.Generator, extras: Sequence
         from polysense.data.audio import read_audio
 
         recording = read_audio(item.source)
-        return augment(modality, (recording.wave, recording.rate), item.target, rng)
+        return augment(modality, (recording.wave, recording.rate), item.target, rng, extras)
     if modality == "point_cloud":
         from polysense.data.point_cloud import read_cloud
 
         cloud = read_cloud(item.source)
-        xyz, target = augment(modality, cloud.xyz, item.target, rng)
+        xyz, target = augment(modality, cloud.xyz, item.target, rng, extras)
         return replace(cloud, xyz=xyz), target
     if modality == "time_series":
         from polysense.data.time_series import read_series
 
         frame = read_series(item.source)
-        values, target = augment(modality, frame.values, item.target, rng)
+        values, target = augment(modality, frame.values, item.target, rng, extras)
         return replace(frame, values=values), target
     return item.source, item.target
 

@@ -24,10 +24,15 @@ from polysense.pipeline import Pipeline
 from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
+from polysense.training.checkpoint import Keeper, fingerprint
+from polysense.training.class_weights import balance
+from polysense.training.compute import check_precision, is_main, only_deterministic, own_device, wait_for_all
+from polysense.training.course import part
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
+from polysense.training.pretrain_log import check_board
 from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
@@ -74,6 +79,13 @@ def fit(
     batch_size: int | None = None,
     lr: float = 1e-3,
     settled_lr: float | None = None,
+    warmup: float | None = None,
+    ema: float | None = None,
+    clip: float | None = None,
+    accumulate: int | None = None,
+    precision: str = "fp32",
+    class_weights: str | None = None,
+    deterministic: bool = False,
     seed: int = 0,
     val_share: float = 0.15,
     patience: int = 4,
@@ -87,6 +99,8 @@ def fit(
     device: str = "cpu",
     threads: int | None = None,
     progress: bool = True,
+    resume: bool | None = None,
+    tensorboard: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
@@ -104,11 +118,20 @@ def fit(
         lr: Learning rate.
         settled_lr: Factor of it for weights that are pretrained or solved for; 0 keeps them as they are. By default 0
             for segmentation of images and detection, 0.1 elsewhere.
+        warmup: Share of all steps over which the learning rate rises; .05 by default.
+        ema: Decay, a step, of a moving average of the weights, which is then what is measured and kept; by default .99
+            for segmentation of images and detection, none (0) elsewhere.
+        clip: Greatest norm of the gradient, 1 by default; 0 lets any pass.
+        accumulate: Batches whose mean gradient makes one step.
+        precision: Of the joint training: "fp32", "bf16", or "fp16" (GPU). Weights and the bundle stay fp32.
+        class_weights: "balanced": classes count alike, however rare; macro F1 then chooses the best state.
+        deterministic: Only operators that give the same bits each time, on GPUs too; slower there.
         seed: Of splits, weights, order and augmentation.
         val_share: Of the training part that becomes validation where the data have none.
         patience: Epochs without improvement after which training stops.
         augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
-        augment_with: Names in `training.scenes.EXTRAS` of what is done to images beside the usual ways to vary them.
+        augment_with: What is done to the inputs beside the usual ways to vary them: names in `training.scenes.EXTRAS`
+            or `training.variations.VARIATIONS` ("tilt", or "tilt=30").
         train: "tokenizer+head" or "head": what learns beside an adapter.
         method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
             encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
@@ -117,14 +140,20 @@ def fit(
         device: Where to compute.
         threads: CPU threads.
         progress: Show progress on the terminal.
+        resume: Where an interrupted fit of this bundle stands: True goes on from its last checkpoint, False begins
+            anew, None raises. See `training.checkpoint`.
+        tensorboard: Folder for TensorBoard's files and a `log.csv`.
         about: Further facts for the bundle's card.
 
     Returns:
         Validation metrics and the bundle's path.
 
     Raises:
-        InputError: Data or options cannot be used; nothing is written then.
+        InputError: Data or options cannot be used, the loss is no longer a number, or the disk is full; no bundle is
+            written then.
     """
+    settings = {**locals(), "data": str(Path(data).expanduser().resolve())}
+    del settings["out"]
     if train not in ("tokenizer+head", "head"):
         raise InputError(f"train={train}", "unknown choice", "use tokenizer+head or head")
     if method not in METHODS and method not in ("probe", "head"):
@@ -134,18 +163,22 @@ def fit(
     what = TASKS[task]
     if what.kind in ("embedding", "meaning") or what.head == "naming":
         raise InputError(task, "it learns nothing from labels", "choose a task such as image-classification")
+    check_precision(precision, device)
+    if tensorboard is not None:
+        check_board()
     if augment_with:
         from polysense.training.scenes import check_extras
 
         check_extras(what, augment_with, augment)
         augment = True
-    start = clock.perf_counter()
+    start, keeper = clock.perf_counter(), Keeper(out, resume)
     sources = open_sources(what, data, target=target, time=time, horizon=horizon, context=context, borders=borders,
                            known=known, static=static, series=series, ignore=ignore,
                            column=(tokenizer_options or {}).get("column"))  # fmt: skip
     own_validation = "val" in sources.splits()
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
+    device = own_device(device)
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if method in METHODS:
         pipeline.adapt(method, **(adapter_options or {}))
@@ -153,21 +186,32 @@ def fit(
         epochs, train = 0, "head"
     epochs = usual_epochs(pipeline) if epochs is None else epochs
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
-                        settled_lr=settled_lr, patience=patience, train=train, augment=augment,
-                        augment_with=tuple(augment_with), seed=seed)  # fmt: skip
+                        settled_lr=settled_lr, patience=patience, train=train, augment=augment, average=ema,
+                        augment_with=tuple(augment_with), warmup=warmup, clip=clip, accumulate=accumulate,
+                        precision=precision, watch="f1" if class_weights else None, seed=seed)  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment, recipe.augment_with)
     validation = sources.examples(pipeline.tokenizer, "val")
     if not len(learning):
         raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
-    run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress))
-    calibrate(pipeline, validation, recipe.batch_size)
-    pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
+    if class_weights:
+        balance(pipeline, learning, class_weights)
+    found = {"data_sha256": fingerprint(learning, validation), "encoder_sha256": pipeline.encoder_hash}
+    keeper.claim(settings | found)
+    wait_for_all(device)
+    board = None if tensorboard is None else str(tensorboard)
+    with only_deterministic(deterministic):
+        run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress and is_main()), keeper, board)
+        calibrate(pipeline, validation, recipe.batch_size)
+        pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
                       "epochs": run.epochs, **(about or {})}  # fmt: skip
     finish(pipeline, run, learning, validation, seed, own_validation)
-    path = pipeline.save_pretrained(out)
+    path = pipeline.save_pretrained(out) if is_main() else Path(out).expanduser()
+    wait_for_all(device)
+    if is_main():
+        keeper.remove()
     trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path, trainable)
 
@@ -233,32 +277,61 @@ def finish(
 
 
 def train_pipeline(
-    pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
+    pipeline: Pipeline,
+    learning: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    progress: Progress,
+    keeper: Keeper | None = None,
+    board: str | None = None,
 ) -> Run:
-    """Both phases; leaves the best state in the pipeline."""
+    """Both phases, or what a checkpoint leaves of them; leaves the best state in the pipeline."""
     with torch.random.fork_rng([pipeline.device] if pipeline.device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)  # of dropout
-        return _train_pipeline(pipeline, learning, validation, recipe, progress)
+        if grow(pipeline, learning, recipe.seed):
+            progress.say(f"grew boosted trees on {len(learning)} rows")
+        if keeper is not None and keeper.under_way():
+            probed = load_probed(keeper)
+        else:
+            probed = solve(pipeline, learning, validation, recipe, progress)
+            if keeper is not None and probed is not None and recipe.epochs:
+                save_probed(keeper, probed)
+        watched = Subset.even(validation, MAX_VALIDATION)
+        epochs, first = train_together(pipeline, learning, watched, recipe, progress, keeper, board)
+        return Run(epochs, probed if first else None)
 
 
-def _train_pipeline(
+def solve(
     pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
-) -> Run:
-    probed = None
-    watched = Subset.even(validation, MAX_VALIDATION)
-    if grow(pipeline, learning, recipe.seed):
-        progress.say(f"grew boosted trees on {len(learning)} rows")
+) -> Probed | None:
+    """The first phase: what can be solved for without gradient descent."""
     if getattr(pipeline.head.config, "chain", False) == "found":
         found = find_order(pipeline, learning, recipe.batch_size)
         progress.say(f"chained the targets {' → '.join(found)}")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
-        probed = probe(pipeline, learning, validation, recipe.batch_size)
-    elif isinstance(pipeline.head, ForecastHead):
+        return probe(pipeline, learning, validation, recipe.batch_size)
+    if isinstance(pipeline.head, ForecastHead):
         progress.say(f"solving a ridge regression on {len(learning)} windows")
         probe_forecast(pipeline, learning, validation, recipe.batch_size)
-    epochs, first = train_together(pipeline, learning, watched, recipe, progress)
-    return Run(epochs, probed if first else None)
+    return None
+
+
+def save_probed(keeper: Keeper, probed: Probed) -> None:
+    """Keeps what a probe learnt from: solving anew at the end wants it."""
+    parts = {"train": probed.train, "val": probed.val}
+    tensors = {f"{name}.x": x for name, (x, _) in parts.items()}
+    tensors |= {f"{name}.y.{key}": value for name, (_, y) in parts.items() for key, value in y.items()}
+    keeper.save(tensors, {"strength": probed.strength}, "probe")
+
+
+def load_probed(keeper: Keeper) -> Probed | None:
+    """What `save_probed` kept; None where there was no probe."""
+    if (kept := keeper.load("probe")) is None:
+        return None
+    tensors, facts = kept
+    train, val = ((tensors[f"{name}.x"], part(tensors, f"{name}.y.")) for name in ("train", "val"))
+    return Probed(train, val, facts["strength"])
 
 
 def choose_threshold(pipeline: Pipeline, head: QueryHead, validation: Examples, batch_size: int) -> None:

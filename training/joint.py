@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,17 @@ from torch import Tensor, nn
 
 from polysense.core.errors import InputError
 from polysense.pipeline import Pipeline, to_device
+from polysense.training.best import Average, Best, adapter_parameters, own_state
+from polysense.training.checkpoint import Keeper
+from polysense.training.compute import agreed, share_gradients, share_state, start
+from polysense.training.course import Course, finite
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples
+from polysense.training.pretrain_log import TrainingLog
 from polysense.training.progress import Progress
+
+__all__ = ["Average", "Best", "Recipe", "train_together"]
+KEEP_MINUTES = 5.0  # between checkpoints within an epoch; every epoch ends with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,66 +43,215 @@ class Recipe:
     augment: bool = False
     augment_with: tuple[str, ...] = ()  # beside the usual: names in `training.scenes.EXTRAS`
     average: float = 0.0  # decay, a step, of a moving average of the weights, which is what is measured and kept
+    warmup: float = 0.05  # share of all steps over which the learning rate rises
+    clip: float = 1.0  # greatest norm of the gradient; 0: any
+    accumulate: int = 1  # batches that make up a step
+    precision: str = "fp32"  # of what is computed: a key of `compute.PRECISIONS`
+    watch: str | None = None  # metric, larger is better, that chooses the best state instead of the task's own
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {"average": (0, 1), "warmup": (0, 1), "accumulate": (1, math.inf), "clip": (0, math.inf)}
+        for name, (least, above) in bounds.items():
+            if not least <= getattr(self, name) < above:
+                fix = f"give at least {least}" + (f" and less than {above}" if above < math.inf else "")
+                raise InputError(f"{name}={getattr(self, name)}", "it is out of range", fix)
 
 
 def train_together(
-    pipeline: Pipeline, learning: Examples, watched: Examples, recipe: Recipe, progress: Progress
+    pipeline: Pipeline,
+    learning: Examples,
+    watched: Examples,
+    recipe: Recipe,
+    progress: Progress,
+    keeper: Keeper | None = None,
+    board: str | None = None,
 ) -> tuple[int, bool]:
     """Trains tokenizer and head; leaves the best state, by the metric on the examples watched, in the pipeline.
 
+    Args:
+        pipeline: What learns.
+        learning, watched: Examples to learn from and to measure on.
+        recipe: How.
+        progress: Hears of it.
+        keeper: Keeps checkpoints, and has the one from which to go on if there is one.
+        board: Folder for TensorBoard's files and a `log.csv`.
+
     Returns:
         The epochs that were run, and whether the state before the first one stayed the best.
+
+    Raises:
+        InputError: The loss is no longer a number, or a checkpoint cannot be written.
     """
-    best = Best(pipeline, measure(pipeline, watched, recipe.batch_size))
-    progress.epoch(0, recipe.epochs, best.metrics, None)
-    optimiser = make_optimiser(pipeline, recipe)
-    average = Average([p for group in optimiser.param_groups for p in group["params"]], recipe.average)
-    rng = np.random.default_rng(recipe.seed)
-    steps = int(np.clip(math.ceil(len(learning) / recipe.batch_size), recipe.least_steps, recipe.most_steps))
-    started, epoch = clock.perf_counter(), 0
-    while epoch < recipe.epochs and best.waited < recipe.patience:
-        out_of_time = recipe.max_minutes is not None and clock.perf_counter() - started > recipe.max_minutes * 60
-        if out_of_time:
+    kept = keeper.load() if keeper else None
+    if kept is not None:
+        pipeline.settled = set(kept[1]["settled"])
+    bare = make_optimiser(pipeline, recipe)
+    if not recipe.epochs:
+        progress.epoch(0, 0, Best(pipeline, measure(pipeline, watched, recipe.batch_size), recipe.watch).metrics, None)
+        return 0, True
+    accelerator = start(recipe.precision, pipeline.device)
+    optimiser = accelerator.prepare_optimizer(bare)
+    share_state(accelerator, own_state(pipeline))
+    average = Average(parameters_of(optimiser), recipe.average)
+    process = accelerator.process_index
+    batch = [recipe.batch_size, recipe.accumulate, accelerator.num_processes]
+    rng = np.random.default_rng((recipe.seed, process) if process else recipe.seed)
+    if process:  # what is drawn differs between processes
+        torch.manual_seed(recipe.seed + 7919 * process)
+    course = Course(pipeline, optimiser, average, batch, accelerator, rng)
+    if kept is not None:
+        course.unpack(*kept, recipe.watch)
+        progress.say(f"going on after {course.epoch} epochs and {course.step} steps")
+    else:
+        metrics = agreed(accelerator, measure(pipeline, watched, recipe.batch_size))
+        course.best = Best(pipeline, metrics, recipe.watch)
+        progress.epoch(0, recipe.epochs, metrics, None)
+    steps = int(np.clip(math.ceil(len(learning) / math.prod(batch)), recipe.least_steps, recipe.most_steps))
+    first = course.epoch * steps + course.step
+    log = TrainingLog.at(board, first) if board and accelerator.is_main_process else None
+    _run(course, learning, watched, recipe, steps, progress, keeper, log)
+    assert course.best is not None
+    course.best.restore()
+    if log is not None:
+        log.close()
+    return course.epoch, course.best.first
+
+
+def _run(
+    course: Course,
+    learning: Examples,
+    watched: Examples,
+    recipe: Recipe,
+    steps: int,
+    progress: Progress,
+    keeper: Keeper | None,
+    log: TrainingLog | None,
+) -> None:
+    """Epochs of `steps` steps until there were enough, nothing got better, or time is up."""
+    best, pipeline = course.best, course.pipeline
+    assert best is not None
+    if course.epoch == course.step == 0:
+        _keep(course, keeper)
+    while course.epoch < recipe.epochs and best.waited < recipe.patience:
+        late = recipe.max_minutes is not None and course.seconds > recipe.max_minutes * 60
+        if agreed(course.accelerator, late):
             break
-        losses = []
-        for step, batch in enumerate(batches(pipeline, learning, recipe, rng, steps)):
-            set_lr(optimiser, (epoch * steps + step) / (recipe.epochs * steps))
-            losses.append(train_step(pipeline, batch, optimiser))
-            average.update()
-            progress.step(epoch, step, steps, losses[-1])
-        epoch += 1
-        with average:
-            best.offer(measure(pipeline, watched, recipe.batch_size), float(np.mean(losses)))
-        progress.epoch(epoch, recipe.epochs, best.latest, float(np.mean(losses)))
-    best.restore()
-    return epoch, best.first
+        _run_epoch(course, learning, recipe, steps, progress, keeper, log)
+        loss = agreed(course.accelerator, float(np.mean(course.losses)))
+        course.next_epoch()
+        with course.average:
+            best.offer(agreed(course.accelerator, measure(pipeline, watched, recipe.batch_size)), loss)
+        if log is not None:
+            told = {f"validation/{name}": value for name, value in best.latest.items()}
+            log.write(course.epoch * steps - 1, course.seconds, told)
+        _keep(course, keeper)
+        progress.epoch(course.epoch, recipe.epochs, best.latest, loss)
+
+
+def _run_epoch(
+    course: Course,
+    learning: Examples,
+    recipe: Recipe,
+    steps: int,
+    progress: Progress,
+    keeper: Keeper | None,
+    log: TrainingLog | None,
+) -> None:
+    """What is left of an epoch."""
+    pipeline, last = course.pipeline, course.seconds
+    if course.order is None:
+        course.order = shuffled(learning, recipe, course.rng, steps * recipe.accumulate)
+    done = course.step * recipe.accumulate
+    drawn = batches(pipeline, learning, recipe, course.rng, steps * recipe.accumulate, course.order, done)
+    for step in range(course.step, steps):
+        set_lr(course.optimiser, (course.epoch * steps + step) / (recipe.epochs * steps), recipe.warmup)
+        parts = (next(drawn) for _ in range(recipe.accumulate))
+        try:
+            loss = train_step(pipeline, parts, course.optimiser, course.accelerator, recipe)
+        except FloatingPointError as error:
+            fix = "try a smaller --lr"
+            if keeper is not None:
+                fix = "go on from the last checkpoint with --resume and a smaller --lr"
+            raise InputError(f"epoch {course.epoch + 1}, step {step + 1}", str(error), fix) from error
+        course.losses.append(loss)
+        course.average.update()
+        course.step = step + 1
+        progress.step(course.epoch, step, steps, loss)
+        if log is not None:
+            rate = max(group["lr"] for group in course.optimiser.param_groups)
+            log.write(course.epoch * steps + step, course.seconds, {"loss": loss, "lr": rate})
+        # Several processes keep together, so not by their clocks.
+        if course.seconds - last > KEEP_MINUTES * 60 and course.accelerator.num_processes == 1:
+            _keep(course, keeper)
+            last = course.seconds
+
+
+def _keep(course: Course, keeper: Keeper | None) -> None:
+    """Writes a checkpoint. Weights that are no numbers never replace good ones: the next loss will tell."""
+    if keeper is not None and finite(course.pipeline):
+        keeper.save(*course.pack())
+
+
+def shuffled(examples: Examples, recipe: Recipe, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Numbers of examples in a random order, enough for `count` batches."""
+    size = min(recipe.batch_size, len(examples))
+    passes = math.ceil(count * size / len(examples))
+    return np.concatenate([rng.permutation(len(examples)) for _ in range(passes)])
 
 
 def batches(
-    pipeline: Pipeline, examples: Examples, recipe: Recipe, rng: np.random.Generator, steps: int
+    pipeline: Pipeline,
+    examples: Examples,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    count: int,
+    order: np.ndarray | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Collated inputs and targets in a random order, `steps` of them."""
+    """Collated inputs and targets in a random order, `count` batches from the one numbered `first` on."""
     size = min(recipe.batch_size, len(examples))
-    passes = math.ceil(steps * size / len(examples))
-    order = np.concatenate([rng.permutation(len(examples)) for _ in range(passes)])
-    for start in range(0, steps * size, size):
-        pairs = [pair for i in order[start : start + size] for pair in examples.train(int(i), rng)]
+    order = shuffled(examples, recipe, rng, count) if order is None else order
+    for begin in range(first * size, count * size, size):
+        pairs = [pair for i in order[begin : begin + size] for pair in examples.train(int(i), rng)]
         batch = pipeline.tokenizer.collate([sample for sample, _ in pairs])
         yield batch, pipeline.head.targets([target for _, target in pairs], batch["meta"])
 
 
-def train_step(pipeline: Pipeline, batch: tuple[dict[str, Any], dict[str, Tensor]], optimiser: Any) -> float:
+def train_step(
+    pipeline: Pipeline,
+    parts: Iterator[tuple[dict[str, Any], dict[str, Tensor]]],
+    optimiser: Any,
+    accelerator: Any,
+    recipe: Recipe,
+) -> float:
+    """One step of the optimiser, from the mean gradient of some batches; returns their mean loss.
+
+    Raises:
+        FloatingPointError: The loss or its gradient is no finite number; the weights are as before.
+    """
     pipeline.train()
-    inputs, target = batch
-    loss = pipeline.head.loss(pipeline.forward(inputs), to_device(target, pipeline.device))["loss"]
-    if not loss.isfinite():
-        raise RuntimeError(f"the loss became {float(loss.detach())}; nothing was written; try a smaller --lr")
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+    total = 0.0
+    for inputs, target in parts:
+        with accelerator.autocast():
+            loss = pipeline.head.loss(pipeline.forward(inputs), to_device(target, pipeline.device))["loss"]
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss became {float(loss.detach())}")
+        accelerator.backward(loss / recipe.accumulate)
+        total += float(loss.detach()) / recipe.accumulate
+    parameters = parameters_of(optimiser)
+    share_gradients(accelerator, parameters)
+    accelerator.unscale_gradients(optimiser)
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
+    if accelerator.scaler is None and not norm.isfinite():  # a scaler leaves such steps out
+        raise FloatingPointError(f"the gradient became {float(norm)}")
     optimiser.step()
-    return float(loss.detach())
+    return total
+
+
+def parameters_of(optimiser: Any) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
 
 
 def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
@@ -116,82 +272,11 @@ def make_optimiser(pipeline: Pipeline, recipe: Recipe) -> torch.optim.AdamW:
     )  # fmt: skip
 
 
-def adapter_parameters(pipeline: Pipeline) -> dict[str, nn.Parameter]:
-    """What an adapter may learn, by its names in the pipeline's state; nothing where there is none."""
-    return {name: one for name, one in pipeline.named_parameters() if name.startswith("encoder.") and one.requires_grad}
-
-
-def set_lr(optimiser: torch.optim.Optimizer, share: float) -> None:
-    """Linear warm-up over the first 5% of all steps, then a cosine down to 1% of the peak."""
-    factor = share / 0.05 if share < 0.05 else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
+def set_lr(optimiser: Any, share: float, warmup: float = 0.05) -> None:
+    """Linear warm-up over the first share of all steps, then a cosine down to 1% of the peak."""
+    if share < warmup:
+        factor = share / warmup
+    else:
+        factor = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * max(factor, 0.01)
-
-
-class Average:
-    """A moving average of weights (Polyak & Juditsky 1992), which stands in their place inside a `with`.
-
-    Early on it forgets faster, so that it does not drag the first weights along.
-    """
-
-    def __init__(self, weights: list[nn.Parameter], decay: float) -> None:
-        self.weights, self.decay, self.steps = weights if decay else [], decay, 0
-        self.mean = [weight.detach().clone() for weight in self.weights]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 9))
-        for mean, weight in zip(self.mean, self.weights, strict=True):
-            mean.lerp_(weight, 1 - decay)
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *fault: object) -> None:
-        self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for i, weight in enumerate(self.weights):
-            kept = weight.clone()
-            weight.copy_(self.mean[i])
-            self.mean[i] = kept
-
-
-class Best:
-    """The best state so far, by the task's metric."""
-
-    def __init__(self, pipeline: Pipeline, metrics: dict[str, float]) -> None:
-        if (metric := pipeline.task.metric) not in metrics:
-            problem = f"its {metric} is undefined: nothing in it is labelled"
-            raise InputError("the validation part", problem, "give validation examples with labels")
-        self.pipeline, self.metrics, self.latest, self.waited = pipeline, metrics, metrics, 0
-        self.first = True  # the state is still the one before the joint phase
-        self.loss = math.inf  # of its epoch
-        self.state = self._copy()
-
-    def _copy(self) -> dict[str, Tensor]:
-        state, own = self.pipeline.state_dict(), adapter_parameters(self.pipeline)
-        return {n: value.clone() for n, value in state.items() if n in own or not n.startswith("encoder.")}
-
-    def offer(self, metrics: dict[str, float], loss: float = math.inf) -> None:
-        """Takes in an epoch's metrics and its training loss."""
-        task = self.pipeline.task
-        gain = metrics[task.metric] - self.metrics[task.metric]
-        self.latest = metrics
-        if gain == 0:  # small validation parts tie often; how sure and how right the answers are then decides
-            gain = (
-                sum(self.metrics.get(key, 0.0) - metrics.get(key, 0.0) for key in ("log_loss", "pinball")) * task.sign
-            )
-        nothing = task.larger_is_better and metrics[task.metric] == self.metrics[task.metric] == 0
-        if nothing and loss < self.loss:  # nothing is found yet, but it still learns
-            gain = 1.0
-        if gain * task.sign > 0:
-            self.metrics, self.state, self.waited, self.first = metrics, self._copy(), 0, False
-            self.loss = loss
-        else:
-            self.waited += 1
-
-    def restore(self) -> None:
-        self.pipeline.load_state_dict(self.state, strict=False)

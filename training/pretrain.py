@@ -23,6 +23,7 @@ from torch import nn
 from polysense.backbone.encoder import Encoder
 from polysense.backbone.weights import save_encoder
 from polysense.core.errors import InputError
+from polysense.training.compute import share_gradients, start
 from polysense.training.pretrain_log import TrainingLog
 from polysense.training.pretrain_optim import PretrainConfig, clip, make_optimiser, scaled, set_rate
 from polysense.training.pretrain_streams import Stream
@@ -56,7 +57,7 @@ def pretrain(
     Raises:
         InputError: A loss is no longer a number, or the state in `out` is of other parts than these.
     """
-    accelerator = _accelerator(config, device)
+    accelerator = start(config.precision, device)
     torch.manual_seed(config.seed)
     model = nn.ModuleDict({"encoder": encoder, **{stream.name: stream for stream in streams}}).to(accelerator.device)
     chosen = _trained(model, streams)
@@ -77,7 +78,7 @@ def pretrain(
         optimiser.zero_grad(set_to_none=True)
         report = _gradients(encoder, streams, config, step, accelerator)
         _check(report, step)
-        _share_gradients(accelerator, parameters)
+        share_gradients(accelerator, parameters)
         accelerator.unscale_gradients(optimiser)
         clip(parameters, config)
         optimiser.step()
@@ -115,18 +116,6 @@ def _gradients(
     return report
 
 
-def _accelerator(config: PretrainConfig, device: str | None) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # Its state is global: a second training in one process may want another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    if cpu and config.precision == "fp16":
-        raise InputError("precision fp16", "it needs a GPU", "use no, or bf16")
-    return Accelerator(cpu=cpu, mixed_precision=config.precision)
-
-
 def _keys(config: PretrainConfig, first: int, process: int, end: int | None = None) -> Iterator[Key]:
     """One key for each batch from step `first` on."""
     for step in range(first, config.steps if end is None else end):
@@ -160,22 +149,6 @@ def _check(report: dict[str, float], step: int) -> None:
         if not math.isfinite(value):
             fix = "lower lr or clip_at, or lengthen warmup; state.pt holds the last good step"
             raise InputError(f"step {step}", f"the loss {name} is {value}", fix)
-
-
-def _share_gradients(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
-    """Means of the gradients of all processes. A parameter that only some of them used counts as 0 in the others.
-
-    By hand and not by DistributedDataParallel: a step is several backward passes, and which parts of a stream it uses
-    (a table, the classes of a set) differs from process to process.
-    """
-    if accelerator.num_processes == 1:
-        return
-    used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
-    kept = [p for p, count in zip(parameters, accelerator.reduce(used, "sum").tolist(), strict=True) if count]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in kept])
-    flat = accelerator.reduce(flat, "mean")
-    for p, part in zip(kept, flat.split([p.numel() for p in kept]), strict=True):
-        p.grad = part.view_as(p).clone()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Where pretraining writes what it measured: `log.csv`, and TensorBoard's files where tensorboardX is installed."""
+"""Where a training writes what it measured: `log.csv`, and TensorBoard's files where tensorboardX is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from polysense.core.errors import InputError
 
 
 class TrainingLog:
@@ -26,6 +28,21 @@ class TrainingLog:
 
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
 
+    @classmethod
+    def at(cls, folder: str | Path, first: int) -> TrainingLog:
+        """A log in a folder that need not be there yet, with TensorBoard's files for certain.
+
+        Raises:
+            InputError: tensorboardX is not installed, or the folder cannot be made.
+        """
+        check_board()
+        out = Path(folder).expanduser()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(out, f"it cannot be made a folder ({error.strerror})", "choose another folder") from error
+        return cls(out, first)
+
     def write(self, step: int, seconds: float, report: Mapping[str, float]) -> None:
         new = not self.path.is_file()
         with self.path.open("a", newline="") as file:
@@ -40,6 +57,17 @@ class TrainingLog:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def check_board() -> None:
+    """Makes sure that tensorboardX is there.
+
+    Raises:
+        InputError: It is not.
+    """
+    if find_spec("tensorboardX") is None:
+        fix = 'install it: pip install "polysense[pretrain]"'
+        raise InputError("--tensorboard", "the package tensorboardX is not installed", fix)
 
 
 def _cut(path: Path, first: int) -> None:

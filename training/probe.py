@@ -163,8 +163,9 @@ def _cross_validated(x: Tensor, y: Out, pipeline: Pipeline) -> Sequence[float]:
         return STRENGTHS
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     scores = [
-        cross_val_score(LogisticRegression(C=strength / np.sqrt(x.shape[1]), max_iter=200), x.numpy(),
-                        y["labels"].numpy(), cv=folds, scoring="neg_log_loss").mean()
+        cross_val_score(
+            LogisticRegression(C=strength / np.sqrt(x.shape[1]), max_iter=200, class_weight=_class_weights(pipeline)),
+            x.numpy(), y["labels"].numpy(), cv=folds, scoring="neg_log_loss").mean()
         for strength in STRENGTHS
     ]  # fmt: skip
     return (STRENGTHS[int(np.argmax(scores))],)
@@ -194,10 +195,17 @@ def _solutions(x: Tensor, y: Out, pipeline: Pipeline, strengths: Sequence[float]
             rows = [_binary(features, labels[:, i], strength) for i in range(count)]
             solutions.append((_tensor(np.stack([row[0] for row in rows])), _tensor(np.array([row[1] for row in rows]))))
             continue
-        model = LogisticRegression(C=strength / np.sqrt(features.shape[1]), max_iter=200).fit(features, labels)
+        model = LogisticRegression(
+            C=strength / np.sqrt(features.shape[1]), max_iter=200, class_weight=_class_weights(pipeline)
+        ).fit(features, labels)
         weight, bias = _all_classes(model, count)
         solutions.append((_tensor(weight), _tensor(bias)))
     return solutions
+
+
+def _class_weights(pipeline: Pipeline) -> dict[int, float] | None:
+    """What each class counts, as scikit-learn takes it."""
+    return dict(enumerate(getattr(pipeline.head.config, "class_weights", ()))) or None
 
 
 def _all_classes(model: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from polysense.data.dataset import BoxTarget
 from polysense.data.masks import IGNORE
 from polysense.tasks import Task
 from polysense.training.augment import cropped_boxes, mask_of
+from polysense.training.variations import GREY, VARIATIONS, split_amount
 
 EXTRAS = {
     "rotate": "turned by up to 10 degrees; boxes become those around the turned ones, which are larger",
@@ -30,7 +31,6 @@ EXTRAS = {
 TURN = 10.0  # degrees, at most: farther, boxes around turned boxes say little of where the object ends
 SMALLEST = 0.5  # size that is left
 MOSAIC = 0.5  # share of mosaics
-GREY = [124.0, 116.0, 104.0]  # mean of photographs: what encoders take for nothing
 
 
 def check_extras(task: Task, names: Sequence[str], augment: bool | None = None) -> None:
@@ -42,15 +42,35 @@ def check_extras(task: Task, names: Sequence[str], augment: bool | None = None) 
     for name in names:
         problem, fix = "", "leave it out"
         if name not in EXTRAS:
-            problem, fix = "there is no such augmentation", f"choose from {', '.join(EXTRAS)}"
+            problem, fix = check_variation(task, name)
         elif task.modality != "image":
             problem = f"it is for images, not for {task.name}"
         elif name == "mosaic" and task.kind not in ("detection", "segmentation"):
             problem = f"four pictures in one have no single answer, which {task.name} wants"
-        elif augment is False:
+        if not problem and augment is False:
             problem = "augmentation is turned off"
         if problem:
             raise InputError(f"augment_with {name}", problem, fix)
+
+
+def check_variation(task: Task, text: str) -> tuple[str, str]:
+    """What is wrong with one of `VARIATIONS` for a task ("" where nothing is), and what to do."""
+    try:
+        name, amount = split_amount(text)
+    except ValueError:
+        return "its amount is no number", "give one, such as tilt=30"
+    if name not in VARIATIONS:
+        fitting = [*EXTRAS] if task.modality == "image" else []
+        fitting += [key for key, one in VARIATIONS.items() if one.modality == task.modality]
+        return "there is no such augmentation", f"choose from {', '.join(fitting)}" if fitting else "leave it out"
+    one = VARIATIONS[name]
+    if one.modality != task.modality or task.kind == "forecasting":
+        return f"it is for {one.modality.replace('_', ' ')}s with labels, not for {task.name}", "leave it out"
+    if not one.keeps_places and task.kind == "segmentation":
+        return "what it takes away is labelled", "leave it out"
+    if amount is not None and not 0 <= amount <= one.most:
+        return "its amount is out of range", f"give 0 to {one.most:g}"
+    return "", ""
 
 
 def turn(value: Image.Image, target: Any, rng: np.random.Generator, extras: Sequence[str]) -> tuple[Image.Image, Any]:
