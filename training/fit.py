@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
 from polysense.training.evaluate import measure
-from polysense.training.examples import Examples, Subset
+from polysense.training.examples import Examples, FileExamples, Subset
+from polysense.training.feature_cache import FeatureCache, pooled_features
+from polysense.training.feature_store import limit_bytes
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
-from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
+from polysense.training.probe import GRID, STRENGTHS, Probed, can_probe, find_order, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
+from polysense.training.token_cache import keep_tokens
 
 BATCH = {"tabular": 256, "time_series": 32, "video": 8}  # examples a step where none is asked for; 32 elsewhere
 # Answers for pixels: large inputs, few examples, and a head with much to learn behind a front part that knows enough.
@@ -85,6 +88,7 @@ def fit(
     threads: int | None = None,
     progress: bool = True,
     about: Mapping[str, Any] | None = None,
+    cache: bool = True,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -107,14 +111,17 @@ def fit(
         augment: Vary the inputs at random while learning; by default for segmentation of images and detection.
         augment_with: Names in `training.scenes.EXTRAS` of what is done to images beside the usual ways to vary them.
         train: "tokenizer+head" or "head": what learns beside an adapter.
-        method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
-            encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
+        method: "probe": the head alone, on features computed once, with the best of twenty strengths of regularisation;
+            "head": what `train` says; or an adapter within the encoder too, a name in `backbone.adapters.METHODS`
+            ("lora", "full" …).
         adapter_options: Fields of an `AdapterConfig`.
         tokenizer_options, head_options: Fields of their configurations.
         device: Where to compute.
         threads: CPU threads.
         progress: Show progress on the terminal.
         about: Further facts for the bundle's card.
+        cache: Keep what the frozen encoder makes of images, sounds, clips, clouds and texts on disk, so that another
+            fit on the same inputs need not compute it again; see docs/finetuning.md.
 
     Returns:
         Validation metrics and the bundle's path.
@@ -144,24 +151,31 @@ def fit(
     check_place(Path(out).expanduser())
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if method in METHODS:
-        pipeline.adapt(method, **(adapter_options or {}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the adapter's weights
+            pipeline.adapt(method, **(adapter_options or {}))
     elif method == "probe":
         epochs, train = 0, "head"
     epochs = usual_epochs(pipeline) if epochs is None else epochs
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
                         settled_lr=settled_lr, patience=patience, train=train, augment=augment,
-                        augment_with=tuple(augment_with), seed=seed)  # fmt: skip
+                        augment_with=tuple(augment_with), seed=seed, grid=method == "probe")  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment, recipe.augment_with)
     validation = sources.examples(pipeline.tokenizer, "val")
     if not len(learning):
         raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
-    run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress))
+    told = Progress(progress)
+    remember = FeatureCache({"task": task, "data": str(data)}, cache and limit_bytes() > 0, told.say)
+    for part in (learning, validation):
+        if isinstance(part, FileExamples):
+            part.features = remember
+    run = train_pipeline(pipeline, learning, validation, recipe, told)
     calibrate(pipeline, validation, recipe.batch_size)
     pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
-                      "epochs": run.epochs, **(about or {})}  # fmt: skip
+                      "epochs": run.epochs, **run.told(), **(about or {})}  # fmt: skip
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out)
     trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
@@ -210,6 +224,11 @@ class Run:
 
     epochs: int  # of the joint phase
     probed: Probed | None = None  # the probe, where no epoch of the joint phase was better
+    tried: Mapping[float, float] = field(default_factory=dict)  # loss by strength, of a probe over a grid
+
+    def told(self) -> dict[str, Any]:
+        """For the bundle's card: every strength that a probe over a grid tried."""
+        return {"probe_losses": {f"{one:g}": round(loss, 4) for one, loss in self.tried.items()}} if self.tried else {}
 
 
 def finish(
@@ -237,7 +256,8 @@ def train_pipeline(
 def _train_pipeline(
     pipeline: Pipeline, learning: Examples, validation: Examples, recipe: Recipe, progress: Progress
 ) -> Run:
-    probed = None
+    probed: Probed | None = None
+    tried: Mapping[float, float] = {}
     watched = Subset.even(validation, MAX_VALIDATION)
     if grow(pipeline, learning, recipe.seed):
         progress.say(f"grew boosted trees on {len(learning)} rows")
@@ -246,12 +266,16 @@ def _train_pipeline(
         progress.say(f"chained the targets {' → '.join(found)}")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
-        probed = probe(pipeline, learning, validation, recipe.batch_size)
+        strengths = GRID if recipe.grid else STRENGTHS
+        probed = probe(pipeline, learning, validation, recipe.batch_size, strengths)
+        if recipe.grid and probed is not None:
+            tried = probed.tried
+            progress.say("\n".join(probed.table()))
     elif isinstance(pipeline.head, ForecastHead):
         progress.say(f"solving a ridge regression on {len(learning)} windows")
         probe_forecast(pipeline, learning, validation, recipe.batch_size)
-    epochs, first = train_together(pipeline, learning, watched, recipe, progress)
-    return Run(epochs, probed if first else None)
+    epochs, first = train_together(*keep_tokens(pipeline, learning, watched, recipe), recipe, progress)
+    return Run(epochs, probed if first else None, tried)
 
 
 def choose_threshold(pipeline: Pipeline, head: QueryHead, validation: Examples, batch_size: int) -> None:
@@ -275,7 +299,7 @@ def calibrate(pipeline: Pipeline, validation: Examples, batch_size: int) -> None
     if isinstance(head, QueryHead):
         choose_threshold(pipeline, head, Subset.even(validation, MOST_OFTEN), batch_size)
     if isinstance(head, ClassificationHead):
-        pooled, target = pooled_features(pipeline, validation, batch_size)
+        pooled, target = pooled_features(pipeline, validation, batch_size, lasting=False)
         with torch.inference_mode():
             logits = head.from_pooled(pooled.to(pipeline.device))["logits"].cpu()
         head.calibrate(logits, target["labels"])

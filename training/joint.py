@@ -37,6 +37,7 @@ class Recipe:
     augment_with: tuple[str, ...] = ()  # beside the usual: names in `training.scenes.EXTRAS`
     average: float = 0.0  # decay, a step, of a moving average of the weights, which is what is measured and kept
     seed: int = 0
+    grid: bool = False  # the probe before it tries many strengths of regularisation
 
 
 def train_together(
