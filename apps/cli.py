@@ -296,6 +296,10 @@ def fit(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits each time, on GPUs too; slower there.")
     ] = False,
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Keep features on disk for the next fit on these files (default: do)."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
@@ -310,7 +314,7 @@ def fit(
                  precision=precision and precision.value, class_weights=class_weights and class_weights.value,
                  resume=resume, tensorboard=tensorboard, deterministic=deterministic or None,
                  method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
-                 head_options=head_options)  # fmt: skip
+                 head_options=head_options, cache=cache)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
@@ -484,6 +488,19 @@ def bench(
     from polysense.apps.bench import bench as run
 
     run(out, only or (), quick=quick, threads=threads)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
+    limit: Annotated[
+        float | None, typer.Option(metavar="GB", help="Remove what was used least recently until so much is left.")
+    ] = None,
+) -> None:
+    """Lists the features that fits have kept, or removes them; see POLYSENSE_CACHE and POLYSENSE_CACHE_GB."""
+    from polysense.apps.cache import cache as run
+
+    run(clear=clear, limit=limit)
 
 
 @app.command()

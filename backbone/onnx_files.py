@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,23 +24,13 @@ from torch import Tensor, nn
 
 from polysense.backbone.encoder import Encoder
 from polysense.core.errors import InputError
+from polysense.core.folders import cache_folder
 from polysense.core.types import Tokens
 
 LAYOUT = 2  # raised when this file makes other graphs of the same encoder
 OPSET = 17  # the first with LayerNormalization
 CLOSE = 1e-4  # largest difference from torch, as a share of the largest value (of 1 where all are smaller)
 LARGEST = 1.9e9  # bytes of weights: one ONNX file holds 2 GB
-
-
-def cache_folder() -> Path:
-    """Where polysense keeps what it can make again: `XDG_CACHE_HOME`, or the platform's usual folder."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "polysense"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "polysense"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "polysense" / "Cache"
-    return Path.home() / ".cache" / "polysense"
 
 
 def require_onnx() -> None:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polysense.backbone.onnx_files import cache_folder, graph_key
+from polysense.backbone.onnx_files import graph_key
 from polysense.core.errors import InputError
+from polysense.core.folders import cache_folder
 from polysense.saving import fingerprint
 
 if TYPE_CHECKING:

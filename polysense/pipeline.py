@@ -187,6 +187,10 @@ class Pipeline(nn.Module):
         tokenizer = copy.copy(self.tokenizer)
         options = {**tokenizer.config_dict(), "views": tuple(views), "mirror": mirror}
         tokenizer.config = make_config(tokenizer.Config, options, "image tokenizer")
+        return self.with_tokenizer(tokenizer)
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Pipeline:
+        """The same pipeline, its inputs read by another tokenizer of its width; weights are shared."""
         other = copy.copy(self)
         other._modules = {**self._modules, "tokenizer": tokenizer}
         return other

@@ -23,6 +23,7 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before any test imports onnxruntime
+os.environ["POLYSENSE_CACHE_GB"] = "0"  # tests leave no features in the user's cache
 # The tests' tensors are tiny: a second thread costs more in waiting than it computes, most of all on a busy machine.
 torch.set_num_threads(1)
 

@@ -16,8 +16,8 @@ from polysense.apps import cli
 from polysense.backbone import onnx_files
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.backbone.engines import ENGINES, OnnxEncoder, with_engine
-from polysense.backbone.onnx_files import cache_folder
 from polysense.core.errors import InputError
+from polysense.core.folders import cache_folder
 from polysense.core.types import Tokens
 from polysense.engine_checks import find_check, pipeline_hash
 from polysense.tasks import MODALITIES, TASKS
@@ -238,12 +238,13 @@ def test_a_wrong_graph_is_not_kept(encoder, monkeypatch):
 
 @pytest.mark.parametrize("platform, env, folder", [
     ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/polysense"),
+    ("darwin", {"XDG_CACHE_HOME": "/x", "POLYSENSE_CACHE": "~/kept"}, "~/kept"),
     ("linux", {}, "~/.cache/polysense"),
     ("darwin", {}, "~/Library/Caches/polysense"),
     ("win32", {"LOCALAPPDATA": "/local"}, "/local/polysense/Cache"),
 ])  # fmt: skip
 def test_the_cache_is_where_the_platform_keeps_caches(platform, env, folder, monkeypatch):
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for name in ("POLYSENSE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)

@@ -168,7 +168,7 @@ def _content(examples: Examples) -> Any:
     if isinstance(examples, TableExamples):
         return [[sample.data for sample in examples.samples], examples.targets]
     if isinstance(examples, WindowExamples):
-        return [examples.frames, examples.places]
+        return [examples.frames, [np.asarray(rows) for rows in examples.ends]]
     return [examples.whole(i)[1] for i in range(len(examples))]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from polysense.data.time_series import SeriesFrame
     from polysense.tokenizers.time_series import TimeSeriesTokenizer
+    from polysense.training.feature_cache import FeatureCache
 
 MOST_VARIATES = 32  # of a window that are learnt from at a time
 TOGETHER = 1024  # sequences of windows that the encoder reads together, about
@@ -61,6 +62,8 @@ class FileExamples:
     ) -> None:
         self.items, self.tokenizer, self.modality, self.augment = list(items), tokenizer, modality, augment
         self.extras = tuple(extras)
+        self.features: FeatureCache | None = None  # where a fit keeps what the encoder makes of them
+        self._contents: list[bytes | None] = []
         self._cache: dict[int, list[Sample]] = {}
         self._bytes = 0
 
@@ -88,6 +91,14 @@ class FileExamples:
 
     def whole(self, i: int) -> tuple[list[Sample], Any]:
         return self._parts(i), self.items[i].target
+
+    def contents(self, again: bool = False) -> list[bytes | None]:
+        """A hash of what each input holds, None where it has none; files are read once, or `again`."""
+        from polysense.training.feature_cache import content_hash
+
+        if again or not self._contents:
+            self._contents = [content_hash(item.source) for item in self.items]
+        return self._contents
 
     def _parts(self, i: int) -> list[Sample]:
         if i in self._cache:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,17 @@ from polysense.training.class_weights import balance
 from polysense.training.compute import check_precision, is_main, only_deterministic, own_device, wait_for_all
 from polysense.training.course import part
 from polysense.training.evaluate import measure
-from polysense.training.examples import Examples, Subset
+from polysense.training.examples import Examples, FileExamples, Subset
+from polysense.training.feature_cache import FeatureCache, pooled_features
+from polysense.training.feature_store import limit_bytes
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
 from polysense.training.pretrain_log import check_board
-from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
+from polysense.training.probe import GRID, STRENGTHS, Probed, can_probe, find_order, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
 from polysense.training.sources import Sources, open_sources
+from polysense.training.token_cache import keep_tokens
 
 BATCH = {"tabular": 256, "time_series": 32, "video": 8}  # examples a step where none is asked for; 32 elsewhere
 # Answers for pixels: large inputs, few examples, and a head with much to learn behind a front part that knows enough.
@@ -102,6 +105,7 @@ def fit(
     resume: bool | None = None,
     tensorboard: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
+    cache: bool = True,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -133,8 +137,9 @@ def fit(
         augment_with: What is done to the inputs beside the usual ways to vary them: names in `training.scenes.EXTRAS`
             or `training.variations.VARIATIONS` ("tilt", or "tilt=30").
         train: "tokenizer+head" or "head": what learns beside an adapter.
-        method: "probe": the head alone, on features computed once; "head": what `train` says; or an adapter within the
-            encoder too, a name in `backbone.adapters.METHODS` ("lora", "full" …).
+        method: "probe": the head alone, on features computed once, with the best of twenty strengths of regularisation;
+            "head": what `train` says; or an adapter within the encoder too, a name in `backbone.adapters.METHODS`
+            ("lora", "full" …).
         adapter_options: Fields of an `AdapterConfig`.
         tokenizer_options, head_options: Fields of their configurations.
         device: Where to compute.
@@ -144,6 +149,8 @@ def fit(
             anew, None raises. See `training.checkpoint`.
         tensorboard: Folder for TensorBoard's files and a `log.csv`.
         about: Further facts for the bundle's card.
+        cache: Keep what the frozen encoder makes of images, sounds, clips, clouds and texts on disk, so that another
+            fit on the same inputs need not compute it again; see docs/finetuning.md.
 
     Returns:
         Validation metrics and the bundle's path.
@@ -181,14 +188,17 @@ def fit(
     device = own_device(device)
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if method in METHODS:
-        pipeline.adapt(method, **(adapter_options or {}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the adapter's weights
+            pipeline.adapt(method, **(adapter_options or {}))
     elif method == "probe":
         epochs, train = 0, "head"
     epochs = usual_epochs(pipeline) if epochs is None else epochs
     recipe = recipe_for(what, epochs=epochs, max_minutes=max_minutes, batch_size=batch_size, lr=lr,
                         settled_lr=settled_lr, patience=patience, train=train, augment=augment, average=ema,
                         augment_with=tuple(augment_with), warmup=warmup, clip=clip, accumulate=accumulate,
-                        precision=precision, watch="f1" if class_weights else None, seed=seed)  # fmt: skip
+                        precision=precision, watch="f1" if class_weights else None, seed=seed,
+                        grid=method == "probe")  # fmt: skip
     learning = sources.examples(pipeline.tokenizer, "train", recipe.augment, recipe.augment_with)
     validation = sources.examples(pipeline.tokenizer, "val")
     if not len(learning):
@@ -200,13 +210,18 @@ def fit(
     found = {"data_sha256": fingerprint(learning, validation), "encoder_sha256": pipeline.encoder_hash}
     keeper.claim(settings | found)
     wait_for_all(device)
+    told = Progress(progress and is_main())
+    remember = FeatureCache({"task": task, "data": str(data)}, cache and limit_bytes() > 0, told.say)
+    for examples in (learning, validation):
+        if isinstance(examples, FileExamples):
+            examples.features = remember
     board = None if tensorboard is None else str(tensorboard)
     with only_deterministic(deterministic):
-        run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress and is_main()), keeper, board)
+        run = train_pipeline(pipeline, learning, validation, recipe, told, keeper, board)
         calibrate(pipeline, validation, recipe.batch_size)
         pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
-                      "epochs": run.epochs, **(about or {})}  # fmt: skip
+                      "epochs": run.epochs, **run.told(), **(about or {})}  # fmt: skip
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out) if is_main() else Path(out).expanduser()
     wait_for_all(device)
@@ -261,6 +276,11 @@ class Run:
 
     epochs: int  # of the joint phase
     probed: Probed | None = None  # the probe, where no epoch of the joint phase was better
+    tried: Mapping[float, float] = field(default_factory=dict)  # loss by strength, of a probe over a grid
+
+    def told(self) -> dict[str, Any]:
+        """For the bundle's card: every strength that a probe over a grid tried."""
+        return {"probe_losses": {f"{one:g}": round(loss, 4) for one, loss in self.tried.items()}} if self.tried else {}
 
 
 def finish(
@@ -297,8 +317,9 @@ def train_pipeline(
             if keeper is not None and probed is not None and recipe.epochs:
                 save_probed(keeper, probed)
         watched = Subset.even(validation, MAX_VALIDATION)
-        epochs, first = train_together(pipeline, learning, watched, recipe, progress, keeper, board)
-        return Run(epochs, probed if first else None)
+        ready = keep_tokens(pipeline, learning, watched, recipe)
+        epochs, first = train_together(*ready, recipe, progress, keeper, board)
+        return Run(epochs, probed if first else None, probed.tried if recipe.grid and probed is not None else {})
 
 
 def solve(
@@ -310,7 +331,11 @@ def solve(
         progress.say(f"chained the targets {' → '.join(found)}")
     if can_probe(pipeline.head):
         progress.say(f"probing {len(learning)} examples")
-        return probe(pipeline, learning, validation, recipe.batch_size)
+        strengths = GRID if recipe.grid else STRENGTHS
+        probed = probe(pipeline, learning, validation, recipe.batch_size, strengths)
+        if recipe.grid and probed is not None:
+            progress.say("\n".join(probed.table()))
+        return probed
     if isinstance(pipeline.head, ForecastHead):
         progress.say(f"solving a ridge regression on {len(learning)} windows")
         probe_forecast(pipeline, learning, validation, recipe.batch_size)
@@ -322,7 +347,7 @@ def save_probed(keeper: Keeper, probed: Probed) -> None:
     parts = {"train": probed.train, "val": probed.val}
     tensors = {f"{name}.x": x for name, (x, _) in parts.items()}
     tensors |= {f"{name}.y.{key}": value for name, (_, y) in parts.items() for key, value in y.items()}
-    keeper.save(tensors, {"strength": probed.strength}, "probe")
+    keeper.save(tensors, {"strength": probed.strength, "tried": list(probed.tried.items())}, "probe")
 
 
 def load_probed(keeper: Keeper) -> Probed | None:
@@ -331,7 +356,7 @@ def load_probed(keeper: Keeper) -> Probed | None:
         return None
     tensors, facts = kept
     train, val = ((tensors[f"{name}.x"], part(tensors, f"{name}.y.")) for name in ("train", "val"))
-    return Probed(train, val, facts["strength"])
+    return Probed(train, val, facts["strength"], {float(s): float(loss) for s, loss in facts["tried"]})
 
 
 def choose_threshold(pipeline: Pipeline, head: QueryHead, validation: Examples, batch_size: int) -> None:
@@ -355,7 +380,7 @@ def calibrate(pipeline: Pipeline, validation: Examples, batch_size: int) -> None
     if isinstance(head, QueryHead):
         choose_threshold(pipeline, head, Subset.even(validation, MOST_OFTEN), batch_size)
     if isinstance(head, ClassificationHead):
-        pooled, target = pooled_features(pipeline, validation, batch_size)
+        pooled, target = pooled_features(pipeline, validation, batch_size, lasting=False)
         with torch.inference_mode():
             logits = head.from_pooled(pooled.to(pipeline.device))["logits"].cpu()
         head.calibrate(logits, target["labels"])

@@ -49,6 +49,7 @@ class Recipe:
     precision: str = "fp32"  # of what is computed: a key of `compute.PRECISIONS`
     watch: str | None = None  # metric, larger is better, that chooses the best state instead of the task's own
     seed: int = 0
+    grid: bool = False  # the probe before it tries many strengths of regularisation
 
     def __post_init__(self) -> None:
         bounds = {"average": (0, 1), "warmup": (0, 1), "accumulate": (1, math.inf), "clip": (0, math.inf)}
