@@ -2,8 +2,8 @@
 
 Each row of table_rows.py named is fitted once for each method with the tokenizer as it is, so that what differs is what
 the method may change: `probe` the head, `head` the head by gradient descent, `full` all weights of the encoder (in a
-copy), the others an adapter. Prints a markdown table of the metric on the test part, trainable parameters within the
-encoder and seconds, and writes `adapters.jsonl`. With `--encoder random:NAME` the same on an encoder that knows nothing:
+copy), the others an adapter. Prints a markdown table of the metric on the test part, parameters within the encoder
+and seconds, and writes `adapters.jsonl`. With `--encoder random:NAME` the same on an encoder that knows nothing:
 shapes and files alone are at stake then.
 """
 
