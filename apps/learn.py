@@ -18,7 +18,6 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     """Trains and shows the validation metrics. Options are those of `polysense.training.fit.fit`."""
     from polysense.tasks import TASKS
     from polysense.training.checkpoint import Keeper
-    from polysense.training.choose import fit_best
     from polysense.training.compute import is_main
     from polysense.training.fit import fit as run
 
@@ -27,6 +26,8 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     device = choose_device(device, options.get("threads"))
     try:
         if options.get("method") == "auto":
+            from polysense.training.choose import fit_best
+
             del options["method"]
             result = fit_best(task, data, out, device=device, say=Console(highlight=False).print, **options)
         else:

@@ -93,8 +93,8 @@ def _on_wave(value: Any, change: Callable[[np.ndarray, float], np.ndarray]) -> A
     if array.dtype.kind != "f":  # integers would overflow
         bounds = np.iinfo(array.dtype)
         moved = moved.round().clip(bounds.min, bounds.max)
-    cast = moved.astype(array.dtype)
-    out = torch.from_numpy(cast) if isinstance(wave, torch.Tensor) else cast
+    kept = moved.astype(array.dtype)
+    out = torch.from_numpy(kept) if isinstance(wave, torch.Tensor) else kept
     return (out, *rate) if rate else out
 
 
