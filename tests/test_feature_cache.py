@@ -18,6 +18,7 @@ from polysense.data.text import Text
 from polysense.tasks import TASKS
 from polysense.training import feature_cache, feature_store, token_cache
 from polysense.training import fit as fitting
+from polysense.training.compute import start
 from polysense.training.evaluate import measure
 from polysense.training.examples import FileExamples, Subset
 from polysense.training.feature_cache import FeatureCache, content_hash, key_of, pipeline_hash, pooled_features
@@ -42,8 +43,8 @@ def examples(image_folders, build):
     """make(**pipeline options) -> a pipeline and examples of pictures, which share one cache on disk."""
     sources = open_sources(TASKS["image-classification"], image_folders)
 
-    def make(lasting=True, **over):
-        pipeline = build("image-classification", head=sources.head_options(), **over)
+    def make(lasting=True, tokenizer=PATCHES, **over):
+        pipeline = build("image-classification", head=sources.head_options(), tokenizer=tokenizer, **over)
         pictures = sources.examples(pipeline.tokenizer, "")
         pictures.features = FeatureCache({"task": "image-classification", "data": "pictures"}, lasting)
         return pipeline, pictures
@@ -156,7 +157,7 @@ def test_whatever_changes_gives_another_key(what, examples, monkeypatch):
 @pytest.mark.parametrize("options", [{"size": 48}, {"views": (1.0, 0.5)}, {"mirror": True}])
 def test_options_of_a_tokenizer_are_in_the_key(options, examples):
     pipeline, pictures = examples()
-    assert key_of(*examples(tokenizer=options)) not in (None, key_of(pipeline, pictures))
+    assert key_of(*examples(tokenizer=PATCHES | options)) not in (None, key_of(pipeline, pictures))
 
 
 def test_adapters_are_told_apart_by_weights_and_options(examples):
@@ -351,7 +352,7 @@ def test_the_best_of_the_grid_is_kept(examples):
 # Tokens
 
 
-def copies(task, build, make, count=6, **over):
+def copies(task, build, make, count=4, **over):
     """Two pipelines that are the same, and two lists of examples of inputs of several sizes."""
     what = TASKS[task]
     label = {"classification": "abc", "regression": [{"p": 1.0, "q": 2.0}, {"p": 3.0, "q": 0.0}, {"p": 0.0, "q": 1.0}]}
@@ -378,9 +379,9 @@ def copies(task, build, make, count=6, **over):
 def test_tokens_that_are_kept_change_nothing(task, over, build, make):
     (plain, sources), (other, same) = copies(task, build, make, **over)
     recipe = Recipe(train="head", batch_size=4)
-    kept, learning, watched = keep_tokens(other, same, Subset(same, [1, 4, 2]), recipe)
+    kept, learning, watched = keep_tokens(other, same, Subset(same, [1, 3, 2]), recipe)
     assert isinstance(learning, TokenExamples) and kept is not other
-    of_three = sure(measure(plain, Subset(sources, [1, 4, 2]), 2))
+    of_three = sure(measure(plain, Subset(sources, [1, 3, 2]), 2))
     assert of_three and sure(measure(kept, watched, 2)) == pytest.approx(of_three, abs=1e-5)
     steps = []
     for pipeline, part in ((plain, sources), (kept, learning)):
@@ -389,7 +390,7 @@ def test_tokens_that_are_kept_change_nothing(task, over, build, make):
         for batch in batches(pipeline, part, recipe, rng, 3):
             with torch.no_grad():
                 told.append(pipeline.eval()(batch[0]))
-            train_step(pipeline, batch, optimiser)
+            train_step(pipeline, iter([batch]), optimiser, start("fp32", "cpu"), recipe)
         steps.append((told, pipeline.state_dict()))
     for one, two in zip(steps[0][0], steps[1][0], strict=True):
         for name in one:
@@ -420,14 +421,14 @@ def test_the_tokenizer_runs_once_a_sequence(build, make, monkeypatch):
     seen, forward = [], type(pipeline.tokenizer).forward
     monkeypatch.setattr(type(pipeline.tokenizer), "forward",
                         lambda self, batch: (seen.append(len(batch["meta"])), forward(self, batch))[1])  # fmt: skip
-    recipe = Recipe(train="head", batch_size=3, epochs=3, patience=9, least_steps=4)
+    recipe = Recipe(train="head", batch_size=3, epochs=2, patience=9, least_steps=4)
     train_together(*keep_tokens(pipeline, sources, sources, recipe), recipe, Progress(False))
     count = sum(len(sources.whole(i)[0]) for i in range(len(sources)))
     assert sum(seen) == 2 * count  # for learning and for watching
     monkeypatch.setattr(token_cache, "TOKEN_BYTES", 0)
     seen.clear()
     train_together(*keep_tokens(pipeline, sources, sources, recipe), recipe, Progress(False))
-    assert sum(seen) > 4 * count  # nothing fits: made each time
+    assert sum(seen) > 3 * count  # nothing fits: made each time
 
 
 def test_where_tokens_are_not_kept(build, make):

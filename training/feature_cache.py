@@ -75,8 +75,9 @@ class FeatureCache:
             from safetensors.torch import load_file
 
             try:
-                state = load_file(path)  # a memory map: rows are read as they are needed
-                self.memory[key] = Pooled(state["x"], state["counts"].tolist())
+                state = load_file(path)  # a memory map
+                # Copied: sums differ in their last bit by where numbers lie in memory, and fits should not.
+                self.memory[key] = Pooled(state["x"].clone(), state["counts"].tolist())
             except (OSError, KeyError, SafetensorError) as error:
                 self.say(f"a file of cached features is damaged and is made again ({error})")
                 path.unlink(missing_ok=True)
