@@ -58,10 +58,10 @@ class TokenReader(Tokenizer):
         pos = first["pos"].new_zeros(len(samples), *largest, first["pos"].shape[-1])
         mask = torch.zeros(len(samples), *largest, dtype=torch.bool)
         for b, (grid, sample) in enumerate(zip(grids, samples, strict=True)):
-            place: tuple[int | slice, ...] = (b, *(slice(0, size) for size in grid))
-            x[place] = sample.data["x"].unflatten(0, grid)
-            pos[place] = sample.data["pos"].unflatten(0, grid)
-            mask[place] = sample.data["mask"].unflatten(0, grid) if "mask" in sample.data else True
+            place = tuple(slice(0, size) for size in grid)
+            x[b][place] = sample.data["x"].unflatten(0, grid)
+            pos[b][place] = sample.data["pos"].unflatten(0, grid)
+            mask[b][place] = sample.data["mask"].unflatten(0, grid) if "mask" in sample.data else True
         last = len(largest)
         bare = [replace(one, meta={k: v for k, v in one.meta.items() if k != "token_grid"}) for one in samples]
         batch = {"x": x.flatten(1, last), "pos": pos.flatten(1, last), "meta": meta_of(bare)}
@@ -113,7 +113,8 @@ def keep_tokens(
     tokenizer learns, inputs are varied, a head reads finer maps, or examples are no files."""
     files = all(isinstance(_whole(examples), FileExamples) for examples in (learning, watched))
     changing = recipe.augment or tokenizer_learns(pipeline, recipe)
-    if recipe.epochs == 0 or not files or changing or len(getattr(pipeline.tokenizer, "fine_channels", ())):
+    finer: Any = getattr(pipeline.tokenizer, "fine_channels", None)
+    if recipe.epochs == 0 or not files or changing or finer:
         return pipeline, learning, watched
     reader, room = TokenReader(pipeline.tokenizer), [TOKEN_BYTES]
     kept = [TokenExamples(examples, reader, pipeline.device, room) for examples in (learning, watched)]
