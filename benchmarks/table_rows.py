@@ -166,10 +166,10 @@ ROWS: dict[str, Row] = {
         {"epochs": 20, "patience": 20, "tokenizer_options": {"size": 416}}, ("map50",), reach=0.75),
     "raccoon_set": Row(
         "object-detection-set", sets.raccoon, "raccoons, 60 train, 20 test images, as a set, mAP50",
-        {"epochs": 20, "patience": 20, **AS_SET}, ("map50",), {"dense head": 0.890}, 0.75),
+        {"epochs": 16, "patience": 16, **AS_SET}, ("map50",), {"dense head": 0.890}, 0.75),
     "bccd_set": Row(
         "object-detection-set", sets.blood, "BCCD, 205 train, 87 official val images, as a set, mAP50",
-        {"epochs": 14, "patience": 14, **AS_SET}, ("map50",), {"dense head": 0.883}, 0.88),
+        {"epochs": 10, "patience": 10, **AS_SET}, ("map50",), {"dense head": 0.883}, 0.88),
     "hit_uav": Row(
         "object-detection", sets.hit_uav, "HIT-UAV infrared, 120 train, 40 test images, 4 classes, mAP50",
         {"epochs": 12, "patience": 12, "batch_size": 4, "tokenizer_options": {"size": 640},

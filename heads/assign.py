@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import box_area, box_iou, generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 
 class Assignment(NamedTuple):
@@ -120,11 +120,12 @@ def one_to_one(
     return found
 
 
-def paired_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
-    """Overlap of each box with the one beside it."""
-    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
-    both = (high - low).clamp(min=0).prod(1)
-    return both / (box_area(boxes) + box_area(others) - both).clamp(min=1e-9)
+def paired_iou(boxes: Float[Tensor, "... 4"], others: Float[Tensor, "... 4"]) -> Float[Tensor, ...]:
+    """Overlap of boxes with those at the same place; axes of length 1 stand for all."""
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (others[..., 2:] - others[..., :2]).prod(-1)
+    return both / (areas - both).clamp(min=1e-9)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Queries that look at grids near their boxes: the decoder of Deformable DETR (Zhu et al. 2021).
 
 Each query has a box. It sees the other queries of its group, reads a few points of every grid that it places about its
-box, and moves the box (DAB-DETR, Liu et al. 2022; iterative refinement). Boxes are (cx, cy, w, h) as shares of the own
-image, so that an image's answer does not depend on what it is padded to.
+box, moves the box (DAB-DETR, Liu et al. 2022; iterative refinement), and is less sure the more it gives way to surer
+queries. Boxes are (cx, cy, w, h) as shares of the own image, so that its answer does not depend on padding.
 
 Shape legend: b batch, g groups, q queries of all groups, d width, k classes, l layers, h rows and w columns of a padded
 grid.
@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import box_convert
 
+from polysense.heads.assign import paired_iou
 from polysense.kernels.attention.api import attention
 from polysense.tokenizers.positions import CoordinateEmbedding
 
@@ -124,9 +126,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.value = nn.Conv2d(width, layers * width, 1)
         self.where = nn.Sequential(CoordinateEmbedding(4, width, bands=6), nn.GELU(), nn.Linear(width, width))
+        self.standing = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(DecoderLayer(width, heads, levels, points) for _ in range(layers))
-        # At first boxes stay where they are, and scores what they are.
+        # At first boxes stay where they are, and scores too but for giving way.
         self.classify = nn.ModuleList(_linear(width, classes, 0.001) for _ in range(layers))
+        self.yields = nn.ModuleList(_linear(width, classes, 0.001, 1.0) for _ in range(layers))
         self.move = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.GELU(), _linear(width, 4, 0.001)) for _ in range(layers)
         )
@@ -162,17 +166,40 @@ class Decoder(nn.Module):
             groups: Queries come in so many groups of equal size that do not see each other.
         """
         answers = []
-        for i, (layer, classify, move) in enumerate(zip(self.layers, self.classify, self.move, strict=True)):
+        for i, (layer, classify, yields, move) in enumerate(
+            zip(self.layers, self.classify, self.yields, self.move, strict=True)
+        ):
             boxes, logits = boxes.detach(), logits.detach()  # each layer learns its own step
-            x = layer(x, self.where(boxes), boxes, real, [value[:, i] for value in values], extent, groups)
+            told = standing(logits, boxes, real, groups)
+            x = layer(
+                x + self.standing(told), self.where(boxes), boxes, real, [value[:, i] for value in values], extent,
+                groups,
+            )  # fmt: skip
             boxes = (boxes.logit(1e-4) + move(x)).sigmoid()
-            logits = logits + classify(x)
+            logits = logits + classify(x) - F.softplus(yields(x)) * told[..., 1:]
             answers.append((logits, boxes))
         return answers
 
 
-def _linear(width: int, out: int, std: float) -> nn.Linear:
+@torch.no_grad()
+def standing(
+    logits: Float[Tensor, "b q k"], boxes: Float[Tensor, "b q 4"], real: Bool[Tensor, "b q"], groups: int = 1
+) -> Float[Tensor, "b q 2"]:
+    """How sure each query is of its best class, and its largest overlap with a surer one of that class and its group.
+
+    A query that is told of its rivals can give way to them (Hosang et al. 2017, Learning non-maximum suppression).
+    Attention alone, from few images, does not find out who they are: all queries then answer alike.
+    """
+    best, name = logits.float().sigmoid().masked_fill(~real[..., None], 0.0).max(-1)
+    score, name = (x.reshape(len(x) * groups, -1) for x in (best, name))
+    corners = box_convert(boxes.float(), "cxcywh", "xyxy").reshape(len(score), -1, 4)
+    rivals = (score[:, None] > score[:, :, None]) & (name[:, None] == name[:, :, None])
+    overlap = paired_iou(corners[:, :, None], corners[:, None]) * rivals
+    return torch.stack([best, overlap.amax(-1).view_as(best)], -1)
+
+
+def _linear(width: int, out: int, std: float, bias: float = 0.0) -> nn.Linear:
     layer = nn.Linear(width, out)
     nn.init.normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
+    nn.init.constant_(layer.bias, bias)
     return layer

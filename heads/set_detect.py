@@ -2,8 +2,8 @@
 
 The dense detector of `heads/detect.py` is the first stage: its cells learn many to an object, which teaches the grids
 from few images (Zong et al. 2023, Co-DETR). Its best cells become queries with a box (two-stage selection of Zhu et al.
-2021, Deformable DETR), and a small decoder refines them; they are matched one to one with the objects, so that nothing
-has to be suppressed. Noised truth teaches the decoder beside them (`heads/denoise.py`).
+2021, Deformable DETR), and a small decoder refines them. Matched one to one with the objects, they learn how far to
+give way to surer ones: no fixed rule suppresses what overlaps. Noised truth teaches it too (`heads/denoise.py`).
 
 Shape legend: b batch, c channels, h rows and w columns of a padded grid, p cells of all levels, q queries, l layers of
 the decoder, m boxes of one image, k classes.

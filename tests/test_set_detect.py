@@ -14,7 +14,7 @@ from polysense.data.boxes import write_yolo
 from polysense.data.dataset import BoxTarget, Dataset, Item
 from polysense.heads.assign import one_to_one, paired_iou
 from polysense.heads.base import HEADS
-from polysense.heads.deformable import Decoder, DeformableAttention
+from polysense.heads.deformable import Decoder, DeformableAttention, standing
 from polysense.heads.denoise import noised
 from polysense.heads.set_detect import SetDetectionConfig, SetDetectionHead
 from polysense.pipeline import Pipeline
@@ -279,6 +279,19 @@ def test_attention_reads_where_the_box_is_and_never_padding():
     torch.testing.assert_close(look(x, boxes, [wide], extent)[0], torch.stack([there, elsewhere]))
 
 
+def test_a_query_is_told_of_surer_ones_of_its_class_and_group():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.1], [0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]])
+    logits = torch.tensor([[[2.0, -9.0], [1.0, -9.0], [-9.0, 0.0], [-1.0, -9.0]]])
+    real = torch.ones(1, 4, dtype=torch.bool)
+    told = standing(logits, boxes, real)[0]
+    torch.testing.assert_close(told[:, 0], torch.tensor([2.0, 1.0, 0.0, -1.0]).sigmoid())
+    torch.testing.assert_close(told[:, 1], torch.tensor([0.0, 0.5, 0.0, 0.0]))  # the third is of another class
+    twice = standing(logits.repeat(1, 2, 1), boxes.repeat(1, 2, 1), real.repeat(1, 2), groups=2)
+    torch.testing.assert_close(twice[0], told.repeat(2, 1))
+    real[0, 0] = False  # padding is no rival
+    assert standing(logits, boxes, real)[0, :, 1].tolist() == pytest.approx([0.5, 0, 0, 0], abs=1e-5)
+
+
 def test_groups_do_not_see_each_other_and_boxes_begin_where_they_are():
     torch.manual_seed(0)
     decoder = Decoder(16, 3, layers=2, heads=2, levels=2, points=2)
@@ -298,4 +311,5 @@ def test_groups_do_not_see_each_other_and_boxes_begin_where_they_are():
     assert not torch.allclose(answers[1][0][:, :3], joined[1][0][:, :3], atol=1e-6)
     torch.testing.assert_close(answers[1][0][:, :3], hidden[1][0][:, :3])  # as if the others were not there
     torch.testing.assert_close(answers[0][1], boxes, atol=0.01, rtol=0)
-    torch.testing.assert_close(answers[0][0], scores, atol=0.02, rtol=0)
+    given_way = 1.3133 * standing(scores, boxes, real, 2)[..., 1:]  # softplus(1), at first
+    torch.testing.assert_close(answers[0][0], scores - given_way, atol=0.02, rtol=0)
