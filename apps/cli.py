@@ -1,7 +1,7 @@
 """The command line. Only typer and the standard library load here: `polysense --help` must come at once.
 
 Each command imports what it needs when it runs. Exit codes: 0 all well, 1 nothing done (an error line says why),
-2 wrong usage, 3 some inputs were skipped.
+2 wrong usage, 3 some inputs were skipped or (`check`) there are warnings.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ Out = Annotated[
     typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv, .parquet; for boxes also .coco.json."),
 ]
 Errors = Annotated[OnError, typer.Option("--on-error", help="What to do with an input that cannot be read.")]
+BrokenShare = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of the files that may be unreadable (default: 0.05).")
+]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Findings about the data: a .json file.")]
 Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
 
 
@@ -265,7 +269,12 @@ def fit(
         ),
     ] = None,
     adapter_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Adapter option.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Look for faults in the data first; what cannot be read is left out then.")
+    ] = True,
+    broken_share: BrokenShare = None,
+    report: ReportFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no findings on the screen.")] = False,
 ) -> None:
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
     from polysense.apps.learn import fit as run
@@ -276,10 +285,35 @@ def fit(
                  augment_with=augment_with and [name.strip() for name in augment_with.split(",")],
                  known=known, static=static, series=series, ignore=ignore, seed=seed, val_share=val_share,
                  patience=patience, threads=threads, method=method, adapter_options=_pairs(adapter_option),
+                 broken_share=broken_share, report=report,
                  tokenizer_options=_pairs(tokenizer), head_options=head_options)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
-    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, check=check,
+        **options)  # fmt: skip
+
+
+@app.command("check")
+def check_data(
+    task: Annotated[str, typer.Argument(help="What would be learnt, for example image-classification.")],
+    data: Data,
+    target: Target = None,
+    time: Annotated[str | None, typer.Option(help="Column that holds the time (series).")] = None,
+    series: Annotated[str | None, typer.Option(help="Column that names the series of a long table.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a table of texts.")] = None,
+    ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the validation part, as fit cuts it.")] = 0,
+    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Part of train kept for validation.")] = 0.15,
+    broken_share: BrokenShare = None,
+    report: ReportFile = None,
+) -> None:
+    """Looks for faults in training data: leaks, broken files, slips in labels. Exit code 3: there are warnings."""
+    from polysense.apps.learn import check as run
+
+    given = dict(target=target, time=time, series=series, column=column, ignore=ignore)
+    options = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(run(task, data, seed=seed, val_share=val_share, broken_share=broken_share, report=report,
+                         **options))  # fmt: skip
 
 
 def _numbers(text: str | None, option: str, example: str) -> tuple[float, ...] | None:

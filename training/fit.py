@@ -24,6 +24,7 @@ from polysense.pipeline import Pipeline
 from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
+from polysense.training.check_data import BROKEN_SHARE, check_data
 from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
@@ -88,6 +89,9 @@ def fit(
     threads: int | None = None,
     progress: bool = True,
     about: Mapping[str, Any] | None = None,
+    check: bool = True,
+    broken_share: float = BROKEN_SHARE,
+    report: str | Path | None = None,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -118,6 +122,10 @@ def fit(
         threads: CPU threads.
         progress: Show progress on the terminal.
         about: Further facts for the bundle's card.
+        check: Look for faults in the data first (`check_data`), which reads every file once, and leave out what cannot
+            be read.
+        broken_share: Of the files that may be unreadable.
+        report: A json file for what the check finds.
 
     Returns:
         Validation metrics and the bundle's path.
@@ -146,6 +154,13 @@ def fit(
     own_validation = "val" in sources.splits()
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
+    shown = Progress(progress)
+    if check:
+        sources, found = check_data(sources, data, broken_share)
+        for line in found.lines():
+            shown.say(line)
+        if report is not None:
+            found.write(report)
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if method in METHODS:
         pipeline.adapt(method, **(adapter_options or {}))
@@ -161,7 +176,7 @@ def fit(
         raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
-    run = train_pipeline(pipeline, learning, validation, recipe, Progress(progress))
+    run = train_pipeline(pipeline, learning, validation, recipe, shown)
     calibrate(pipeline, validation, recipe.batch_size)
     pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
