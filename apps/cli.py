@@ -274,6 +274,9 @@ def fit(
     ] = True,
     broken_share: BrokenShare = None,
     report: ReportFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, in what time; writes nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no findings on the screen.")] = False,
 ) -> None:
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
@@ -290,7 +293,7 @@ def fit(
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, check=check,
-        **options)  # fmt: skip
+        dry_run=dry_run, **options)  # fmt: skip
 
 
 @app.command("check")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
         raise unknown(task, "task", TASKS)
     check_folder(options.get("report"))
     device = choose_device(device, options.get("threads"))
+    if options.get("dry_run"):
+        _show_plan(run, task, data, out, device=device, **options)
+        return
     if options.get("method") == "auto":
         del options["method"]
         result = fit_best(task, data, out, device=device, say=Console(highlight=False).print, **options)
@@ -32,6 +36,14 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     show_metrics(result.metrics, f"{task} on validation data")
     Console().print(f"{result.epochs} epochs, {result.seconds:.0f} s. Bundle: {result.path}", highlight=False)
     Console().print(f"Use it: polysense predict {result.path} FILES", style="bold", highlight=False)
+
+
+def _show_plan(run: Callable[..., Any], task: str, data: Path, out: Path, **options: Any) -> None:
+    if options.get("method") == "auto":
+        raise InputError("--method auto", "a dry run plans one method", "name it, for example --method head")
+    for line in run(task, data, out, **options).plan.lines():
+        name, _, text = line.partition(": ")
+        Console().print(f"[bold]{name}[/bold]: {text}", highlight=False, soft_wrap=True)
 
 
 def check(task: str, data: Path, *, seed: int = 0, val_share: float = 0.15, broken_share: float | None = None,

@@ -1,7 +1,8 @@
 """One pass over labelled files before a training: which can be read, what they hold, what their targets name.
 
 Each file is read once by its own reader, images at a reduced size and clips at two moments; the tokenizer reads it
-again later. That costs about as long as one epoch of reading, and finds what a look at headers does not: files cut short.
+again later. That costs about as long as one epoch of reading, and finds what a look at headers does not: files cut
+short.
 
 Shape legend: n items, t values of a thumbnail.
 """

@@ -29,6 +29,7 @@ from polysense.training.evaluate import measure
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
+from polysense.training.plan import Plan, make_plan
 from polysense.training.probe import Probed, can_probe, find_order, pooled_features, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
 from polysense.training.progress import Progress
@@ -53,6 +54,7 @@ class FitResult:
     epochs: int  # of joint training that were run
     path: Path  # of the bundle
     trainable: int  # parameters that the joint phase, or else the probe, may change
+    plan: Plan | None = None  # of a dry run, which does nothing else
 
 
 def fit(
@@ -92,6 +94,7 @@ def fit(
     check: bool = True,
     broken_share: float = BROKEN_SHARE,
     report: str | Path | None = None,
+    dry_run: bool = False,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -126,6 +129,7 @@ def fit(
             be read.
         broken_share: Of the files that may be unreadable.
         report: A json file for what the check finds.
+        dry_run: Only check and plan: no training, and nothing is written but the report.
 
     Returns:
         Validation metrics and the bundle's path.
@@ -176,6 +180,9 @@ def fit(
         raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
+    if dry_run:
+        plan = make_plan(pipeline, learning, validation, recipe, min(len(validation), MAX_VALIDATION))
+        return FitResult({}, clock.perf_counter() - start, 0, Path(out), sum(plan.learning.values()), plan)
     run = train_pipeline(pipeline, learning, validation, recipe, shown)
     calibrate(pipeline, validation, recipe.batch_size)
     pipeline.metrics = measure(pipeline, validation, recipe.batch_size)

@@ -52,7 +52,7 @@ def train_together(
     optimiser = make_optimiser(pipeline, recipe)
     average = Average([p for group in optimiser.param_groups for p in group["params"]], recipe.average)
     rng = np.random.default_rng(recipe.seed)
-    steps = int(np.clip(math.ceil(len(learning) / recipe.batch_size), recipe.least_steps, recipe.most_steps))
+    steps = steps_of(len(learning), recipe)
     started, epoch = clock.perf_counter(), 0
     while epoch < recipe.epochs and best.waited < recipe.patience:
         out_of_time = recipe.max_minutes is not None and clock.perf_counter() - started > recipe.max_minutes * 60
@@ -70,6 +70,11 @@ def train_together(
         progress.epoch(epoch, recipe.epochs, best.latest, float(np.mean(losses)))
     best.restore()
     return epoch, best.first
+
+
+def steps_of(count: int, recipe: Recipe) -> int:
+    """Steps that count as an epoch over so many examples."""
+    return int(np.clip(math.ceil(count / recipe.batch_size), recipe.least_steps, recipe.most_steps))
 
 
 def batches(
