@@ -274,6 +274,10 @@ def fit(
     ] = True,
     broken_share: BrokenShare = None,
     report: ReportFile = None,
+    card: Annotated[bool, typer.Option(help="Put tables and pictures of what was measured into the bundle.")] = True,
+    card_examples: Annotated[
+        int, typer.Option(min=0, max=12, help="Most wrong answers to show there: inputs that leave with the bundle.")
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, in what time; writes nothing.")
     ] = False,
@@ -293,7 +297,7 @@ def fit(
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
     run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, check=check,
-        dry_run=dry_run, **options)  # fmt: skip
+        card=card, card_examples=card_examples, dry_run=dry_run, **options)  # fmt: skip
 
 
 @app.command("check")

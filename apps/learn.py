@@ -17,6 +17,7 @@ from polysense.core.errors import InputError
 
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
     """Trains and shows the validation metrics. Options are those of `polysense.training.fit.fit`."""
+    from polysense.apps.pictures import draw
     from polysense.tasks import TASKS
     from polysense.training.choose import fit_best
     from polysense.training.fit import fit as run
@@ -25,6 +26,7 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
         raise unknown(task, "task", TASKS)
     check_folder(options.get("report"))
     device = choose_device(device, options.get("threads"))
+    options["draw"] = draw
     if options.get("dry_run"):
         _show_plan(run, task, data, out, device=device, **options)
         return

@@ -133,8 +133,8 @@ def _copies(seen: Sequence[Seen]) -> Iterator[Finding]:
             yield Finding("warning", f"{_count(near, 'picture')} of {part} look the same as one in train", files)
     pairs = [group for group in groups.values() if len({one.names for one in group}) > 1]
     if pairs:
-        files = [one for group in pairs for one in group]
-        yield _warning(f"{_count(pairs, 'input')} stand there several times with different targets", files)
+        several = [one for group in pairs for one in group]
+        yield _warning(f"{_count(pairs, 'input')} stand there several times with different targets", several)
     again = sum(sum(one.item.split == "train" for one in group) - 1 for key, group in groups.items() if key in taught)
     if again:
         yield Finding("note", f"{again:,} examples of train are copies of others in it")

@@ -7,7 +7,7 @@ descent with early stopping. The encoder is never touched.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from polysense.pipeline import Pipeline
 from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
+from polysense.training.card import check_examples, make_card, worst_examples
 from polysense.training.check_data import BROKEN_SHARE, check_data
-from polysense.training.evaluate import measure
+from polysense.training.evaluate import measure, measured
 from polysense.training.examples import Examples, Subset
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
@@ -95,6 +96,9 @@ def fit(
     broken_share: float = BROKEN_SHARE,
     report: str | Path | None = None,
     dry_run: bool = False,
+    card: bool = True,
+    card_examples: int = 0,
+    draw: Callable[..., Any] | None = None,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -131,6 +135,10 @@ def fit(
         report: A json file for what the check finds.
         dry_run: Only check and plan: no training, and nothing is written but the report.
 
+        card: Put a table of classes and pictures of what was measured into the bundle (`make_card`).
+        card_examples: Most wrong answers to show there, with their inputs; whoever gets the bundle gets those too.
+        draw: What draws them, as `polysense.apps.pictures.draw`.
+
     Returns:
         Validation metrics and the bundle's path.
 
@@ -146,6 +154,8 @@ def fit(
     what = TASKS[task]
     if what.kind in ("embedding", "meaning") or what.head == "naming":
         raise InputError(task, "it learns nothing from labels", "choose a task such as image-classification")
+    if card and card_examples:
+        check_examples(what, draw)
     if augment_with:
         from polysense.training.scenes import check_extras
 
@@ -185,9 +195,15 @@ def fit(
         return FitResult({}, clock.perf_counter() - start, 0, Path(out), sum(plan.learning.values()), plan)
     run = train_pipeline(pipeline, learning, validation, recipe, shown)
     calibrate(pipeline, validation, recipe.batch_size)
-    pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
+    metric = measured(pipeline, validation, recipe.batch_size)
+    pipeline.metrics = metric.compute()
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
                       "epochs": run.epochs, **(about or {})}  # fmt: skip
+    if card:
+        pipeline.card = make_card(metric, what.metric, shown.history)
+    if card and card_examples and draw is not None:
+        worst = worst_examples(pipeline, metric, validation, card_examples, draw)
+        pipeline.card = replace(pipeline.card, pictures={**pipeline.card.pictures, **worst})
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out)
     trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
