@@ -1,7 +1,7 @@
 """The command line. Only typer and the standard library load here: `polysense --help` must come at once.
 
 Each command imports what it needs when it runs. Exit codes: 0 all well, 1 nothing done (an error line says why),
-2 wrong usage, 3 some inputs were skipped.
+2 wrong usage, 3 some inputs were skipped or (`check`) there are warnings.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ Out = Annotated[
     typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv, .parquet; for boxes also .coco.json."),
 ]
 Errors = Annotated[OnError, typer.Option("--on-error", help="What to do with an input that cannot be read.")]
+BrokenShare = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of the files that may be unreadable (default: 0.05).")
+]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Findings about the data: a .json file.")]
 Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
 
 
@@ -300,7 +304,19 @@ def fit(
         bool | None,
         typer.Option("--cache/--no-cache", help="Keep features on disk for the next fit on these files (default: do)."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Look for faults in the data first; what cannot be read is left out then.")
+    ] = True,
+    broken_share: BrokenShare = None,
+    report: ReportFile = None,
+    card: Annotated[bool, typer.Option(help="Put tables and pictures of what was measured into the bundle.")] = True,
+    card_examples: Annotated[
+        int, typer.Option(min=0, max=12, help="Most wrong answers to show there: inputs that leave with the bundle.")
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, in what time; writes nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no findings on the screen.")] = False,
 ) -> None:
     """Trains a tokenizer and a head, and an adapter if asked to, on your data and writes a bundle."""
     from polysense.apps.learn import fit as run
@@ -314,10 +330,34 @@ def fit(
                  precision=precision and precision.value, class_weights=class_weights and class_weights.value,
                  resume=resume, tensorboard=tensorboard, deterministic=deterministic or None,
                  method=method, adapter_options=_pairs(adapter_option), tokenizer_options=_pairs(tokenizer),
-                 head_options=head_options, cache=cache)  # fmt: skip
+                 head_options=head_options, cache=cache, broken_share=broken_share, report=report)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
-    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
+    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, check=check,
+        card=card, card_examples=card_examples, dry_run=dry_run, **options)  # fmt: skip
+
+
+@app.command("check")
+def check_data(
+    task: Annotated[str, typer.Argument(help="What would be learnt, for example image-classification.")],
+    data: Data,
+    target: Target = None,
+    time: Annotated[str | None, typer.Option(help="Column that holds the time (series).")] = None,
+    series: Annotated[str | None, typer.Option(help="Column that names the series of a long table.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a table of texts.")] = None,
+    ignore: Annotated[int | None, typer.Option(help="Number in masks that stands for no class.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the validation part, as fit cuts it.")] = 0,
+    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Part of train kept for validation.")] = 0.15,
+    broken_share: BrokenShare = None,
+    report: ReportFile = None,
+) -> None:
+    """Looks for faults in training data: leaks, broken files, slips in labels. Exit code 3: there are warnings."""
+    from polysense.apps.learn import check as run
+
+    given = dict(target=target, time=time, series=series, column=column, ignore=ignore)
+    options = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(run(task, data, seed=seed, val_share=val_share, broken_share=broken_share, report=report,
+                         **options))  # fmt: skip
 
 
 def _numbers(text: str | None, option: str, example: str) -> tuple[float, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polysense.core.errors import InputError
 
 def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: Any) -> None:
     """Trains and shows the validation metrics. Options are those of `polysense.training.fit.fit`."""
+    from polysense.apps.pictures import draw
     from polysense.tasks import TASKS
     from polysense.training.checkpoint import Keeper
     from polysense.training.compute import is_main
@@ -23,7 +25,12 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
 
     if task not in TASKS:
         raise unknown(task, "task", TASKS)
+    check_folder(options.get("report"))
     device = choose_device(device, options.get("threads"))
+    options["draw"] = draw
+    if options.get("dry_run"):
+        _show_plan(run, task, data, out, device=device, **options)
+        return
     try:
         if options.get("method") == "auto":
             from polysense.training.choose import fit_best
@@ -44,14 +51,50 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
     Console().print(f"Use it: polysense predict {result.path} FILES", style="bold", highlight=False)
 
 
+def _show_plan(run: Callable[..., Any], task: str, data: Path, out: Path, **options: Any) -> None:
+    if options.get("method") == "auto":
+        raise InputError("--method auto", "a dry run plans one method", "name it, for example --method head")
+    for line in run(task, data, out, **options).plan.lines():
+        name, _, text = line.partition(": ")
+        Console().print(f"[bold]{name}[/bold]: {text}", highlight=False, soft_wrap=True)
+
+
+def check(task: str, data: Path, *, seed: int = 0, val_share: float = 0.15, broken_share: float | None = None,
+          report: Path | None = None, **options: Any) -> int:  # fmt: skip
+    """Shows what is wrong with training data. Options are those of `open_sources`.
+
+    Returns:
+        0 where there is no warning, else 3.
+    """
+    from polysense.tasks import TASKS
+    from polysense.training.check_data import BROKEN_SHARE, check_data
+    from polysense.training.sources import open_sources
+
+    if task not in TASKS:
+        raise unknown(task, "task", TASKS)
+    check_folder(report)
+    sources = open_sources(TASKS[task], data, **options).with_validation(val_share, seed)
+    _, found = check_data(sources, data, BROKEN_SHARE if broken_share is None else broken_share)
+    for line in found.lines():
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    if report is not None:
+        found.write(report)
+    return 3 if found.warnings else 0
+
+
+def check_folder(file: Path | None) -> None:
+    """Makes sure before long work that a file of results has a folder to stand in."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise InputError(file, "its folder does not exist", f"create {file.parent} first")
+
+
 def evaluate(bundle: str, data: Path, *, json_file: Path | None = None, device: str = "auto",
              engine: str = "torch", **options: Any) -> None:  # fmt: skip
     """Measures and shows; options are those of `polysense.training.evaluate.evaluate`."""
     from polysense.training.evaluate import evaluate as run
 
     check_model(bundle)
-    if json_file is not None and not json_file.absolute().parent.is_dir():  # measuring may take long
-        raise InputError(json_file, "its folder does not exist", f"create {json_file.parent} first")
+    check_folder(json_file)
     device = choose_device(device, options.get("threads"), engine)
     metrics = run(bundle, data, device=device, engine=engine, **options)
     show_metrics(metrics, f"{bundle} on {data}")

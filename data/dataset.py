@@ -43,11 +43,12 @@ class BoxTarget:
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Items and the class names they use, sorted as the heads number them; `things` are those of objects that can be
-    counted, where there are segments."""
+    counted, where there are segments. `unlabelled` rows were left out for lack of a target."""
 
     items: list[Item]
     classes: list[str] = field(default_factory=list)
     things: list[str] = field(default_factory=list)
+    unlabelled: int = 0
 
     def part(self, split: str) -> list[Item]:
         return [item for item in self.items if item.split == split]

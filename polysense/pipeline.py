@@ -21,6 +21,7 @@ from polysense.backbone.encoder import Encoder
 from polysense.backbone.engines import engine_of, with_engine
 from polysense.backbone.weights import create_timm, load_encoder, tokenizer_weights
 from polysense.bundle import download_bundle, find_bundle
+from polysense.card import Card
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.options import check_options, make_config
@@ -65,6 +66,7 @@ class Pipeline(nn.Module):
             )
         self.task, self.tokenizer, self.encoder, self.head = task, tokenizer, encoder.freeze(), head
         self.name, self.metrics, self.about = name or task.name, dict(metrics or {}), dict(about or {})
+        self.card = Card()  # tables and pictures of what was measured
         self.settled: set[str] = set()  # tensors that training should change little: pretrained, or solved for
 
     @classmethod

@@ -18,6 +18,7 @@ from polysense.backbone.adapters import AdaptedEncoder, load_adapter
 from polysense.backbone.checkpoints import load_strict
 from polysense.backbone.weights import embedded_tokenizer_state
 from polysense.bundle import FORMAT, read_config
+from polysense.card import Card
 from polysense.components import get_head, get_tokenizer
 from polysense.core.errors import InputError
 from polysense.tasks import TASKS
@@ -55,6 +56,7 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
         "adapter": pipeline.encoder.method if isinstance(pipeline.encoder, AdaptedEncoder) else None,
         "metrics": pipeline.metrics,
         "about": pipeline.about,
+        "card": pipeline.card.config(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -63,6 +65,7 @@ def save(pipeline: Pipeline, path: Path, dtype: torch.dtype | None = None) -> Pa
         save_file(state, partial / "model.safetensors")
         if isinstance(pipeline.encoder, AdaptedEncoder):
             pipeline.encoder.save(partial)
+        pipeline.card.write(partial)
         (partial / "README.md").write_text(card(pipeline, path.name))
         partial.chmod(0o755)
         _replace(path, partial)
@@ -183,8 +186,10 @@ def load(cls: type[Pipeline], folder: Path) -> Pipeline:
     load_strict(head, parts["head"], folder / "model.safetensors")
     if config.get("adapter"):
         encoder = load_adapter(encoder, folder)
-    return cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],
-               about=config["about"]).eval()  # fmt: skip
+    pipeline = cls(TASKS[config["task"]], tokenizer, encoder, head, name=folder.name, metrics=config["metrics"],
+                   about=config["about"]).eval()  # fmt: skip
+    pipeline.card = Card.read(config.get("card", {}), folder)
+    return pipeline
 
 
 def _stored_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -224,5 +229,5 @@ def card(pipeline: Pipeline, folder: str) -> str:
         f"# {pipeline.name}", "", f"A polysense bundle for {pipeline.task.name}: {parts_of(pipeline)} beside the "
         f"frozen encoder `{pipeline.encoder.spec}` (sha256 `{pipeline.encoder_hash[:16]}…`).", "",
         *(["| metric | value |", "|---|---|", *rows, ""] if rows else []), *facts, "", "```python", "import polysense",
-        "", f'pipeline = polysense.load("{folder}")', "print(pipeline(path))", "```", "",
+        "", f'pipeline = polysense.load("{folder}")', "print(pipeline(path))", "```", "", *pipeline.card.lines(),
     ])  # fmt: skip

@@ -61,7 +61,7 @@ def fit_best(
     trials = []
     with tempfile.TemporaryDirectory() as folder:
         for name in candidates:
-            short = {**options, "epochs": trial_epochs, "progress": False, "tensorboard": None}
+            short = {**options, "epochs": trial_epochs, "progress": False, "tensorboard": None, "card": False}
             result = fit(task, data, Path(folder) / name, method=name, **short)
             metric = TASKS[task].metric
             trials.append(Trial(name, metric, result.metrics[metric], result.trainable, result.seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -125,10 +126,12 @@ def listed_files(path: Path, task: Task, target: str | None) -> Dataset:
     if task.kind == "regression":
         table = table.assign(**{name: to_numbers(table[name], name, path) for name in names})
     needed = [column] if task.kind == "multilabel" else [column, *names]  # a file may have none of several labels
-    table = table[table[needed].notna().all(axis=1)]
+    known = table[needed].notna().all(axis=1)
+    table = table[known]
     if not table[names].notna().all(axis=1).any():
         raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
-    return _dataset([path.parent / str(file) for file in table[column]], table, names, task)
+    dataset = _dataset([path.parent / str(file) for file in table[column]], table, names, task)
+    return replace(dataset, unlabelled=int((~known).sum()))
 
 
 def labelled_texts(path: Path, task: Task, target: str | None, column: str | None) -> Dataset:
@@ -149,11 +152,12 @@ def labelled_texts(path: Path, task: Task, target: str | None, column: str | Non
         raise InputError(path, f"the column {chosen!r} is both text and target", "name two different columns")
     if task.kind == "regression":
         table = table.assign(**{name: to_numbers(table[name], name, path) for name in names})
+    rows = len(table)
     if task.kind != "multilabel":
         table = table[table[names].notna().all(axis=1)]
     if table.empty or not table[names].notna().any(axis=None):
         raise InputError(path, f"the target column {', '.join(names)} is empty", "fill it, or name another one")
-    return _dataset(texts_of(table, chosen, path), table, names, task)
+    return replace(_dataset(texts_of(table, chosen, path), table, names, task), unlabelled=rows - len(table))
 
 
 def _dataset(sources: Iterable[Any], table: pd.DataFrame, names: Sequence[str], task: Task) -> Dataset:

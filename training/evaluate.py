@@ -15,7 +15,7 @@ from polysense.heads.base import Head
 from polysense.pipeline import Pipeline
 from polysense.training.examples import Examples, Subset, WindowExamples
 from polysense.training.feature_cache import recalled_answers
-from polysense.training.metrics import make_metric
+from polysense.training.metrics import Metric, make_metric
 from polysense.training.sources import Sources, open_sources
 
 MEASURED_FROM = 0.01  # score of the faintest box that average precision takes in; COCO's detectors report as deep
@@ -23,6 +23,11 @@ MEASURED_FROM = 0.01  # score of the faintest box that average precision takes i
 
 def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dict[str, float]:
     """Metrics of a pipeline over examples, by usual names ("accuracy", "mse", "miou" …)."""
+    return measured(pipeline, examples, batch_size).compute()
+
+
+def measured(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> Metric:
+    """The metric of the pipeline's task, filled with its answers for the examples, in order."""
     options = metric_options(pipeline, examples)
     config = pipeline.head.config
     none = getattr(config, "none", None)  # an answer like any other, and what unknown inputs may be labelled
@@ -40,7 +45,7 @@ def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dic
     if (known := recalled_answers(pipeline, examples)) is not None:
         for prediction, target in known:
             metric.update(prediction, target)
-        return metric.compute()
+        return metric
     with every_box(pipeline.head):
         for i in range(len(examples)):
             samples, target = examples.whole(i)
@@ -50,7 +55,7 @@ def measure(pipeline: Pipeline, examples: Examples, batch_size: int = 32) -> dic
                 flush()
         if waiting:
             flush()
-    return metric.compute()
+    return metric
 
 
 @contextmanager

@@ -7,7 +7,7 @@ descent with early stopping. The encoder is never touched.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,19 @@ from polysense.pipeline import Pipeline
 from polysense.saving import check_place
 from polysense.tasks import TASKS, Task
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
+from polysense.training.card import check_examples, make_card, worst_examples
+from polysense.training.check_data import BROKEN_SHARE, check_data
 from polysense.training.checkpoint import Keeper, fingerprint
 from polysense.training.class_weights import balance
 from polysense.training.compute import check_precision, is_main, only_deterministic, own_device, wait_for_all
 from polysense.training.course import part
-from polysense.training.evaluate import measure
+from polysense.training.evaluate import measure, measured
 from polysense.training.examples import Examples, FileExamples, Subset
 from polysense.training.feature_cache import FeatureCache, pooled_features
 from polysense.training.feature_store import limit_bytes
 from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
+from polysense.training.plan import Plan, make_plan
 from polysense.training.pretrain_log import check_board
 from polysense.training.probe import GRID, STRENGTHS, Probed, can_probe, find_order, probe, solve_again
 from polysense.training.probe_forecast import forecast_answers, probe_forecast
@@ -60,6 +63,7 @@ class FitResult:
     epochs: int  # of joint training that were run
     path: Path  # of the bundle
     trainable: int  # parameters that the joint phase, or else the probe, may change
+    plan: Plan | None = None  # of a dry run, which does nothing else
 
 
 def fit(
@@ -106,6 +110,13 @@ def fit(
     tensorboard: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     cache: bool = True,
+    check: bool = True,
+    broken_share: float = BROKEN_SHARE,
+    report: str | Path | None = None,
+    dry_run: bool = False,
+    card: bool = True,
+    card_examples: int = 0,
+    draw: Callable[..., Any] | None = None,
 ) -> FitResult:
     """Trains a task's tokenizer and head on a data set and writes the bundle.
 
@@ -151,6 +162,15 @@ def fit(
         about: Further facts for the bundle's card.
         cache: Keep what the frozen encoder makes of images, sounds, clips, clouds and texts on disk, so that another
             fit on the same inputs need not compute it again; see docs/finetuning.md.
+        check: Look for faults in the data first (`check_data`), which reads every file once, and leave out what cannot
+            be read.
+        broken_share: Of the files that may be unreadable.
+        report: A json file for what the check finds.
+        dry_run: Only check and plan: no training, and nothing is written but the report.
+
+        card: Put a table of classes and pictures of what was measured into the bundle (`make_card`).
+        card_examples: Most wrong answers to show there, with their inputs; whoever gets the bundle gets those too.
+        draw: What draws them, as `polysense.apps.pictures.draw`.
 
     Returns:
         Validation metrics and the bundle's path.
@@ -160,7 +180,8 @@ def fit(
             written then.
     """
     settings = {**locals(), "data": str(Path(data).expanduser().resolve())}
-    del settings["out"]
+    for name in ("out", "report", "card", "card_examples", "draw", "dry_run"):  # what is learnt is the same
+        del settings[name]
     if train not in ("tokenizer+head", "head"):
         raise InputError(f"train={train}", "unknown choice", "use tokenizer+head or head")
     if method not in METHODS and method not in ("probe", "head"):
@@ -173,6 +194,8 @@ def fit(
     check_precision(precision, device)
     if tensorboard is not None:
         check_board()
+    if card and card_examples:
+        check_examples(what, draw)
     if augment_with:
         from polysense.training.scenes import check_extras
 
@@ -186,6 +209,13 @@ def fit(
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
     device = own_device(device)
+    shown = Progress(progress and is_main())
+    if check:
+        sources, faults = check_data(sources, data, broken_share)
+        for line in faults.lines():
+            shown.say(line)
+        if report is not None and is_main():
+            faults.write(report)
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
     if method in METHODS:
         with torch.random.fork_rng(devices=[]):
@@ -205,23 +235,31 @@ def fit(
         raise InputError(data, "its training part is empty", "give examples to learn from")
     if not len(validation):
         raise InputError(data, "its validation part is empty", "give more data or a larger --val-share")
+    if dry_run:
+        plan = make_plan(pipeline, learning, validation, recipe, min(len(validation), MAX_VALIDATION))
+        return FitResult({}, clock.perf_counter() - start, 0, Path(out), sum(plan.learning.values()), plan)
     if class_weights:
         balance(pipeline, learning, class_weights)
     found = {"data_sha256": fingerprint(learning, validation), "encoder_sha256": pipeline.encoder_hash}
     keeper.claim(settings | found)
     wait_for_all(device)
-    told = Progress(progress and is_main())
-    remember = FeatureCache({"task": task, "data": str(data)}, cache and limit_bytes() > 0, told.say)
+    remember = FeatureCache({"task": task, "data": str(data)}, cache and limit_bytes() > 0, shown.say)
     for examples in (learning, validation):
         if isinstance(examples, FileExamples):
             examples.features = remember
     board = None if tensorboard is None else str(tensorboard)
     with only_deterministic(deterministic):
-        run = train_pipeline(pipeline, learning, validation, recipe, told, keeper, board)
+        run = train_pipeline(pipeline, learning, validation, recipe, shown, keeper, board)
         calibrate(pipeline, validation, recipe.batch_size)
-        pipeline.metrics = measure(pipeline, validation, recipe.batch_size)
+        metric = measured(pipeline, validation, recipe.batch_size)
+        pipeline.metrics = metric.compute()
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
                       "epochs": run.epochs, **run.told(), **(about or {})}  # fmt: skip
+    if card:
+        pipeline.card = make_card(metric, what.metric, shown.history)
+    if card and card_examples and draw is not None:
+        worst = worst_examples(pipeline, metric, validation, card_examples, draw)
+        pipeline.card = replace(pipeline.card, pictures={**pipeline.card.pictures, **worst})
     finish(pipeline, run, learning, validation, seed, own_validation)
     path = pipeline.save_pretrained(out) if is_main() else Path(out).expanduser()
     wait_for_all(device)

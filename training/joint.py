@@ -108,7 +108,7 @@ def train_together(
         metrics = agreed(accelerator, measure(pipeline, watched, recipe.batch_size))
         course.best = Best(pipeline, metrics, recipe.watch)
         progress.epoch(0, recipe.epochs, metrics, None)
-    steps = int(np.clip(math.ceil(len(learning) / math.prod(batch)), recipe.least_steps, recipe.most_steps))
+    steps = steps_of(len(learning), recipe, math.prod(batch))
     first = course.epoch * steps + course.step
     log = TrainingLog.at(board, first) if board and accelerator.is_main_process else None
     _run(course, learning, watched, recipe, steps, progress, keeper, log)
@@ -199,6 +199,11 @@ def shuffled(examples: Examples, recipe: Recipe, rng: np.random.Generator, count
     size = min(recipe.batch_size, len(examples))
     passes = math.ceil(count * size / len(examples))
     return np.concatenate([rng.permutation(len(examples)) for _ in range(passes)])
+
+
+def steps_of(count: int, recipe: Recipe, batch: int) -> int:
+    """Steps of `batch` examples that count as an epoch over so many."""
+    return int(np.clip(math.ceil(count / batch), recipe.least_steps, recipe.most_steps))
 
 
 def batches(

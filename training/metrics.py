@@ -148,11 +148,12 @@ class Regression(Metric):
 
     def __init__(self, classes: Sequence[str] = ()) -> None:
         super().__init__(classes)
-        self.rows: list[tuple[list[float], list[float]]] = []
+        self.rows: list[tuple[list[float], list[float]]] = []  # answers and truth
+        self.names: list[str] = []
 
     def update(self, prediction: Values, target: Mapping[str, float] | float) -> None:
         truth = target if isinstance(target, Mapping) else dict.fromkeys(prediction.values, float(target))
-        names = list(prediction.values)
+        self.names = names = list(prediction.values)
         self.rows.append(([prediction.values[name] for name in names], [float(truth[name]) for name in names]))
 
     def compute(self) -> Scores:
@@ -247,6 +248,17 @@ class Detection(Metric):
             return {}
         found = self.metric.compute()
         return {"map": float(found["map"]), "map50": float(found["map_50"]), "map75": float(found["map_75"])}
+
+    def curves(self) -> tuple[dict[str, np.ndarray], dict[str, Scores]]:
+        """Of each class that occurs: precision at 101 recalls from 0 to 1 at IoU .5; and its map and map50."""
+        self.metric.extended_summary = True
+        precision = np.asarray(self.metric.compute()["precision"])[:, :, :, 0, -1]  # IoU, recall, class
+        self.metric.extended_summary = False
+        numbers = sorted({int(number) for labels in self.metric.groundtruth_labels for number in labels})
+        seen = sorted(set(numbers) | {int(number) for labels in self.metric.detection_labels for number in labels})
+        rows = {self.classes[number]: precision[:, :, seen.index(number)] for number in numbers}
+        scores = {name: {"map": float(row.mean()), "map50": float(row[0].mean())} for name, row in rows.items()}
+        return {name: row[0] for name, row in rows.items()}, scores
 
 
 @METRICS.register("forecasting")

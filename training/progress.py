@@ -13,6 +13,7 @@ class Progress:
     def __init__(self, wanted: bool = True) -> None:
         self.wanted = wanted
         self.live = wanted and sys.stderr.isatty()
+        self.history: list[tuple[int, dict[str, float], float | None]] = []  # epochs, their metrics and losses
         self._started = time.perf_counter()
         self._last = 0.0
 
@@ -27,6 +28,7 @@ class Progress:
             print(f"\r\x1b[Kepoch {epoch + 1}: step {step + 1}/{steps}, loss {loss:.4f}", end="", file=sys.stderr)
 
     def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float], loss: float | None) -> None:
+        self.history.append((epoch, dict(metrics), loss))
         shown = ", ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:4])
         trained = f"loss {loss:.4f}, " if loss is not None else "before joint training: "
         seconds = time.perf_counter() - self._started

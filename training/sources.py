@@ -179,6 +179,7 @@ class TableSources:
     names: tuple[str, ...]  # target columns
     task: Task
     parts: np.ndarray = field(default_factory=lambda: np.array([]))  # each row's part, or "" ; empty: no parts
+    unlabelled: int = 0  # rows that were left out for lack of a target
 
     @classmethod
     def open(cls, path: str | Path, target: str | None, task: Task) -> TableSources:
@@ -199,23 +200,24 @@ class TableSources:
             frame = frame.drop(columns="split")
         if task.kind == "multilabel":  # a row may have none of the labels
             return cls(frame, names, task, parts)
-        return cls(frame[known].reset_index(drop=True), names, task, parts[known.to_numpy()] if len(parts) else parts)
+        parts = parts[known.to_numpy()] if len(parts) else parts
+        return cls(frame[known].reset_index(drop=True), names, task, parts, int((~known).sum()))
 
     def splits(self) -> list[str]:
         return sorted(set(self.parts.tolist())) or [""]
 
     def with_validation(self, share: float, seed: int) -> TableSources:
-        labels = self._targets(self.frame) if self.task.kind == "classification" else [None] * len(self.frame)
+        labels = self.targets(self.frame) if self.task.kind == "classification" else [None] * len(self.frame)
         items = [Item(i, label) for i, label in enumerate(labels)]
         if len(self.parts):
             items = [replace(item, split=str(part)) for item, part in zip(items, self.parts, strict=True)]
         parts = np.array([item.split for item in Dataset(items).with_validation(share, seed).items])
-        return TableSources(self.frame, self.names, self.task, parts)
+        return replace(self, parts=parts)
 
     def _rows(self, split: str) -> pd.DataFrame:
         return self.frame if not split else self.frame[self.parts == split].reset_index(drop=True)
 
-    def _targets(self, frame: pd.DataFrame) -> list[Any]:
+    def targets(self, frame: pd.DataFrame) -> list[Any]:
         if self.task.kind == "multilabel":
             labels = as_text(frame[self.names[0]]).fillna("")
             return [[p.strip() for p in str(value).split(";") if p.strip()] for value in labels]
@@ -227,7 +229,7 @@ class TableSources:
         self, tokenizer: Tokenizer, split: str, augment: bool = False, extras: Sequence[str] = ()
     ) -> TableExamples:
         frame = self._rows(split)
-        return TableExamples(frame.drop(columns=list(self.names)), self._targets(frame), tokenizer)
+        return TableExamples(frame.drop(columns=list(self.names)), self.targets(frame), tokenizer)
 
     def head_options(self) -> dict[str, Any]:
         frame = self._rows("train" if len(self.parts) else "")
@@ -235,7 +237,7 @@ class TableSources:
             # Linear, so that it is solved for rather than descended to.
             numbers = regression_options(self.names, frame[list(self.names)].to_numpy(np.float64))
             return {**numbers, **self._reading(), "hidden": 0}
-        targets = self._targets(self.frame)
+        targets = self.targets(self.frame)
         names = {name for t in targets for name in ([t] if isinstance(t, str) else t)}
         return {**self._reading(), "classes": tuple(sorted(names)), "multi_label": self.task.kind == "multilabel"}
 
