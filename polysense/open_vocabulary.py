@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes
@@ -37,7 +37,8 @@ Examples = Mapping[str, Sequence[tuple[Any, Sequence[float]]]]  # class -> (imag
 
 ALPHA, BETA = 0.4, 0.8  # the open classifier's share in scores of trained and of other classes (FC-CLIP, section 4.1)
 SOFT = 0.25  # how fast odds change with the likeness to examples; they are even where it is that of one more example
-MOST = 200  # boxes of one image, or of one class of it, that are looked at closely
+MOST = 200  # boxes of a detector that are looked at closely
+MOST_WINDOWS = 100  # windows of one class that are
 MOST_CROPS = 100  # of a detector's that words are asked about, which takes longest
 MARGIN = 0.1  # of a crop around a box, as a share of its sides: things are named better with a little around them
 SIDES, FORMS, WORD_STEP = (0.33, 0.5, 0.8), (0.7, 1.0, 1.4), 0.5  # of windows where words alone say what is looked for
@@ -180,7 +181,8 @@ class OpenDetector:
         if self.prototypes is not None and grid is not None:
             whitened = self.prototypes.whitening(grid.values)
             for i in range(len(self.examples)):
-                boxes.append(grid.to_pixels(self.prototypes.search(whitened, i, MOST, WINDOW_IOU)))
+                found = grid.to_pixels(self.prototypes.search(whitened, i, MOST_WINDOWS, WINDOW_IOU))
+                boxes.append(clip_boxes_to_image(found, size))
                 owners.append({i})
         if only_told := {self.named.index(name) for name in self.words if name not in self.examples}:
             boxes.append(everywhere(size).to(self.features.pipeline.device))

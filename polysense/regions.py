@@ -33,6 +33,9 @@ ALIKE = 0.2  # the usual cosine of two examples of one class
 MOST_CELLS = 20_000  # of the example images that the whitening looks at
 SCALES = (0.7, 1.0, 1.4)  # of the examples' own sizes, in which more of them is looked for
 STEP = 0.33  # between neighbouring windows, as a share of their side
+# What the best windows try in turn: moves, as shares of their sides, and scales.
+SETTLE = ((0.16, 1.2), (0.16, 1.1), (0.08, 1.1), (0.08, 1.05), (0.04, 1.05))
+NEIGHBOURS = ((0, 0, 0), (-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))  # x, y, scale
 CHUNK = 2048  # windows that are read together
 SAME = 0.75  # overlap from which two sizes of window count as one
 APART = 0.3  # overlap with an example below which a window of its image is background
@@ -162,7 +165,21 @@ class Prototypes(NamedTuple):
         places = windows(self.sizes[number], (whitened.shape[1], whitened.shape[2])).to(whitened)
         found = torch.cat([self.likeness(whitened, part)[:, number] for part in places.split(CHUNK)])
         best = found.topk(min(10 * most, len(found))).indices
-        return places[best][nms(places[best], found[best], nms_iou)[:most]]
+        coarse = places[best][nms(places[best], found[best], nms_iou)[:most]]
+        boxes, likeness = self._settle(whitened, coarse, number)
+        return boxes[nms(boxes, likeness, nms_iou)]
+
+    def _settle(
+        self, whitened: Float[Tensor, "d h w"], boxes: Float[Tensor, "n 4"], number: int
+    ) -> tuple[Float[Tensor, "n 4"], Float[Tensor, " n"]]:
+        """Moves and scales each window by ever smaller steps to where it is most like the prototype."""
+        likeness = boxes.new_empty(len(boxes))
+        for step, scale in SETTLE:
+            tried = torch.stack([moved(boxes, x * step, y * step, scale**z) for x, y, z in NEIGHBOURS], 1)
+            parts = [self.likeness(whitened, part)[:, number] for part in tried.flatten(0, 1).split(CHUNK)]
+            likeness, best = torch.cat(parts).unflatten(0, (len(boxes), -1)).max(1)
+            boxes = tried.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
+        return boxes, likeness
 
 
 def regions(values: Float[Tensor, "d h w"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n f"]:
@@ -179,6 +196,13 @@ def expected(unit: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
     pairs = (unit.sum(0).square().sum() - n).clamp_min(0) / 2
     r = (pairs + 2 * ALIKE) / (n * (n - 1) / 2 + 2)
     return r * n**0.5 / (1 + (n - 1) * r).sqrt()
+
+
+def moved(boxes: Float[Tensor, "n 4"], x: float, y: float, scale: float) -> Float[Tensor, "n 4"]:
+    """Boxes moved by shares of their sides, and scaled."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 + sides * sides.new_tensor([x, y])
+    return torch.cat([middle - sides * scale / 2, middle + sides * scale / 2], 1)
 
 
 def windows(

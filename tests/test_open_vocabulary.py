@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 
 import polysense
-from polysense import open_vocabulary
+from polysense import open_vocabulary, regions
 from polysense.apps import cli
 from polysense.apps.detect import examples
 from polysense.core.errors import InputError
@@ -70,6 +70,19 @@ def test_finds_more_of_what_one_example_shows(finder: OpenDetector) -> None:
     assert_found(answer, PLANTED)
     assert answer.size == (240, 320) and (np.diff(answer.scores) <= 0).all()
     assert finder(scene([], seed=2))[0].labels == []
+
+
+def test_windows_settle_where_the_object_is(finder: OpenDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found boxes fit better than the windows that they began as."""
+    truth = torch.tensor([box for _, box in PLANTED], dtype=torch.float32)
+
+    def fit() -> float:
+        found = torch.from_numpy(finder(scene(PLANTED, seed=1))[0].xyxy)
+        return float(box_iou(truth, found).amax(1).mean())
+
+    settled = fit()
+    monkeypatch.setattr(regions, "SETTLE", ((0.0, 1.0),))
+    assert settled > max(fit(), 0.75)
 
 
 def test_answers_alone_as_in_company(finder: OpenDetector) -> None:
