@@ -21,7 +21,7 @@ from polysense.tasks import MODALITIES, TASKS
 KINDS = ["image-classification", "video-multilabel", "audio-regression", "point-cloud-classification", "forecasting",
          "time-series-classification", "tabular-regression", "image-segmentation", "object-detection",
          "point-cloud-segmentation", "image-embedding", "text-classification", "audio-meaning",
-         "video-naming"]  # fmt: skip
+         "video-naming", "panoptic-segmentation", "object-detection-set"]  # fmt: skip
 
 
 @pytest.fixture

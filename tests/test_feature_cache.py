@@ -411,7 +411,7 @@ def test_one_step_is_the_same(task, build, make):
     for pipeline, part in ((plain, sources), (kept, learning)):
         optimiser = torch.optim.SGD(make_optimiser(pipeline, recipe).param_groups, lr=1e-2)
         (batch,) = batches(pipeline, part, recipe, np.random.default_rng(0), 1)
-        train_step(pipeline, batch, optimiser)
+        train_step(pipeline, iter([batch]), optimiser, start("fp32", "cpu"), recipe)
     for (name, one), two in zip(plain.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(two, one, atol=1e-6, rtol=0, msg=name)
 

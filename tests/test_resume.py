@@ -61,7 +61,7 @@ def killed(learn, out, data, when):
     child.start()
     while child.is_alive() and not when():
         time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()
     child.join()
     return child.exitcode == -signal.SIGKILL
 

@@ -229,7 +229,7 @@ class Detection(Metric):
             warnings.simplefilter("ignore")
             from torchmetrics.detection import MeanAveragePrecision
 
-            self.metric = MeanAveragePrecision(backend="faster_coco_eval")
+            self.metric = MeanAveragePrecision(extended_summary=True, backend="faster_coco_eval")
         self.metric.warn_on_many_detections = False
         self.objects = 0
 
@@ -251,7 +251,6 @@ class Detection(Metric):
 
     def curves(self) -> tuple[dict[str, np.ndarray], dict[str, Scores]]:
         """Of each class that occurs: precision at 101 recalls from 0 to 1 at IoU .5; and its map and map50."""
-        self.metric.extended_summary = True
         precision = np.asarray(self.metric.compute()["precision"])[:, :, :, 0, -1]  # IoU, recall, class
         self.metric.extended_summary = False
         numbers = sorted({int(number) for labels in self.metric.groundtruth_labels for number in labels})
