@@ -333,8 +333,10 @@ def fit(
                  head_options=head_options, cache=cache, broken_share=broken_share, report=report)  # fmt: skip
     # What was not given is left to `fit`, whose defaults depend on the task.
     options = {name: value for name, value in given.items() if value is not None}
-    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, check=check,
-        card=card, card_examples=card_examples, dry_run=dry_run, **options)  # fmt: skip
+    unusual = {"check": (check, True), "card": (card, True), "card_examples": (card_examples, 0),
+               "dry_run": (dry_run, False)}  # fmt: skip
+    options |= {name: value for name, (value, usual) in unusual.items() if value != usual}
+    run(task, data, out, encoder=encoder, train=train.value, device=device, progress=not quiet, **options)
 
 
 @app.command("check")

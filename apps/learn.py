@@ -27,7 +27,8 @@ def fit(task: str, data: Path, out: Path, *, device: str = "auto", **options: An
         raise unknown(task, "task", TASKS)
     check_folder(options.get("report"))
     device = choose_device(device, options.get("threads"))
-    options["draw"] = draw
+    if options.get("card_examples"):
+        options["draw"] = draw
     if options.get("dry_run"):
         _show_plan(run, task, data, out, device=device, **options)
         return
