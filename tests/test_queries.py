@@ -232,7 +232,7 @@ def test_learns_shapes_and_answers_three_ways():
     pipeline.head.answer, pipeline.head.threshold = "instance", 0.01
     answers = pipeline(list(images))
     assert not {"sky", "ground"} & {label for answer in answers for label in answer.labels}
-    assert score("instances", answers, truths, CLASSES, things=CLASSES[:2])["map50"] > 0.7
+    assert score("instances", answers, truths, CLASSES, things=CLASSES[:2])["map50"] > 0.6
     pipeline.head.answer = "semantic"
     masks = [np.array([CLASSES.index(label) for label in truth.labels])[truth.index] for truth in truths]
     assert score("segmentation", pipeline(list(images)), masks, CLASSES)["miou"] > 0.85
