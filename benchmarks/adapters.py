@@ -52,7 +52,7 @@ def measure_method(name: str, method: str, args: argparse.Namespace) -> dict[str
     row = ROWS[name]
     run = row.runs(args.data, args.out / "views")[0]
     options = {**row.options, **run.options, "epochs": args.epochs, "patience": args.epochs, "train": "head",
-               "encoder": args.encoder}  # fmt: skip
+               "encoder": args.encoder, "cache": False}  # fmt: skip
     started = time.perf_counter()
     result = fit(run.task or row.task, run.train, args.out / "bundles" / f"{name}-{method}", method=method, **options)
     seconds = time.perf_counter() - started

@@ -38,6 +38,8 @@ def plain(path: str) -> Runs:
 
 
 def link(file: Path, place: Path) -> None:
+    if place.parent.is_symlink():  # of an older view: what is unlinked below must not be the data
+        place.parent.unlink()
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     place.symlink_to(file.resolve())
@@ -169,7 +171,8 @@ def blood(data: Path, work: Path) -> list[Run]:
     """BCCD: the official val list measures; validation is cut from train."""
     root, view = data / "detection/bccd", work / "bccd"
     for folder in ("JPEGImages", "Annotations"):
-        link(root / folder, view / folder)
+        for file in (root / folder).iterdir():  # readers do not follow folders that are links
+            link(file, view / folder / file.name)
     for part, official in (("train", "train"), ("test", "val")):
         link(root / "ImageSets/Main" / f"{official}.txt", view / "ImageSets/Main" / f"{part}.txt")
     return [Run(view, view)]

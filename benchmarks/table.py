@@ -81,7 +81,7 @@ def measure_run(row: Row, run: Run, bundle: Path, options: Mapping[str, Any], de
     if row.ready:
         pipeline = row.ready().to(device)
     else:
-        validation = fit(run.task or row.task, run.train, bundle, device=device, **options).metrics
+        validation = fit(run.task or row.task, run.train, bundle, device=device, cache=False, **options).metrics
         pipeline = Pipeline.from_pretrained(bundle, device)
     seconds = time.perf_counter() - started
     metrics = row.measure(pipeline, run, options) if row.measure else evaluate(pipeline, run.test, split="test")

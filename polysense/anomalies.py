@@ -23,7 +23,7 @@ from polysense.core.predictions import Series
 from polysense.data.time_series import SeriesFrame
 from polysense.data.time_series_files import source_name
 from polysense.data.time_series_rows import Past, in_zone, read_past
-from polysense.histories import check_horizon, forecast_histories
+from polysense.histories import forecast_histories, steps_asked
 from polysense.pipeline import Pipeline
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
@@ -95,8 +95,8 @@ def anomalies(
         InputError: The pipeline is no forecaster or has no band, a number is out of range, the source cannot be read,
             or no series is long enough.
     """
-    h = check_horizon(pipeline, None)
-    h = min(h, STEP) if step is None else check_horizon(pipeline, step, "step")
+    h = steps_asked(pipeline, None)
+    h = min(h, STEP) if step is None else steps_asked(pipeline, step, "step")
     if not 0 < threshold < MOST:
         raise InputError(f"threshold {threshold:g}", f"it is not between 0 and {MOST:g}", "give a number such as 3")
     levels = sorted(pipeline.head.config.quantiles)

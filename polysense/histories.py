@@ -8,37 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from polysense.core.errors import InputError
 from polysense.core.predictions import Series
 from polysense.core.types import Sample
 from polysense.data.time_series import SeriesFrame
 from polysense.heads.forecast import ForecastHead
 from polysense.pipeline import Pipeline
-from polysense.roll_out import check_known, roll_out
+from polysense.roll_out import check_horizon, check_known, roll_out
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
 
-def check_horizon(pipeline: Pipeline, horizon: int | None, called: str = "horizon", beyond: bool = False) -> int:
-    """The steps to forecast: those asked for, or as many as the pipeline answers.
-
-    Args:
-        pipeline: A forecaster.
-        horizon: Steps.
-        called: What the caller's users call them.
-        beyond: Allow more steps than it was trained for.
+def steps_asked(pipeline: Pipeline, horizon: int | None, called: str = "horizon") -> int:
+    """The steps to forecast: those asked for, any number, or as many as the pipeline answers.
 
     Raises:
-        InputError: The pipeline is no forecaster, the number is not positive, or more than it was trained for.
+        InputError: See `check_horizon`; `called` is what the caller's users call the number.
     """
-    if pipeline.task.kind != "forecasting":
-        raise InputError(pipeline.name, f"it is for {pipeline.task.name}, no forecaster", "give one for forecasting")
-    most = pipeline.head.config.horizon
-    h = min(cast(ForecastHead, pipeline.head).horizon, most) if horizon is None else horizon
-    if beyond and h < 1:
-        raise InputError(f"{called} {h}", "it is not positive", "give 1 or more")
-    if not beyond and not 1 <= h <= most:
-        raise InputError(f"{called} {h}", f"{pipeline.name} forecasts 1 to {most} steps", f"give {most} or fewer")
-    return h
+    check_horizon(pipeline, 1 if horizon is None else horizon, called)
+    head = cast(ForecastHead, pipeline.head)
+    return min(head.horizon, head.config.horizon) if horizon is None else horizon
 
 
 def forecast_histories(
@@ -53,7 +40,7 @@ def forecast_histories(
     Args:
         pipeline: A forecaster.
         histories: Read one after the other as they are needed.
-        h: See `check_horizon`.
+        h: Steps.
         batch_size: Sequences that run together.
         watch: Told after each batch how many histories are done.
     """

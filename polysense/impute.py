@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 from polysense.data.time_series import SeriesFrame
 from polysense.data.time_series_rows import Past, in_zone, read_past
 from polysense.heads.local_forecasts import find_seasons
-from polysense.histories import check_horizon, forecast_histories
+from polysense.histories import forecast_histories, steps_asked
 from polysense.pipeline import Pipeline
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
@@ -84,7 +84,7 @@ def impute(
     Raises:
         InputError: The pipeline is no forecaster, or the source cannot be read.
     """
-    h = check_horizon(pipeline, None)
+    h = steps_asked(pipeline, None)
     config = cast(TimeSeriesTokenizer, pipeline.tokenizer).config
     time = config.time if time is None else time
     names = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns

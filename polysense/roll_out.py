@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from polysense.tokenizers.time_series import TimeSeriesTokenizer
 
 
-def check_horizon(pipeline: Pipeline, horizon: int) -> None:
+def check_horizon(pipeline: Pipeline, horizon: int, called: str = "horizon") -> None:
     """Makes sure that the pipeline can be asked for so many steps.
 
     Raises:
         InputError: It is no forecaster, or the number is not positive.
     """
     if pipeline.task.kind != "forecasting":
-        raise InputError(pipeline.name, f"it is for {pipeline.task.name}, no forecaster", "leave the horizon out")
+        raise InputError(pipeline.name, f"it is for {pipeline.task.name}, no forecaster", f"leave the {called} out")
     if horizon < 1:
-        raise InputError(f"horizon {horizon}", "it is not positive", "give 1 or more")
+        raise InputError(f"{called} {horizon}", "it is not positive", "give 1 or more")
 
 
 def check_known(pipeline: Pipeline, sample: Sample, horizon: int) -> None:

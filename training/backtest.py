@@ -23,7 +23,7 @@ from polysense.data.time_series_files import source_name
 from polysense.data.time_series_roles import roles_of
 from polysense.data.time_series_rows import Past, read_past
 from polysense.heads.local_forecasts import find_seasons, repeat_season
-from polysense.histories import check_horizon, forecast_histories
+from polysense.histories import forecast_histories, steps_asked
 from polysense.pipeline import Pipeline
 from polysense.tokenizers.time_series import TimeSeriesTokenizer
 from polysense.training.metrics import score
@@ -100,7 +100,7 @@ def backtest(
         InputError: The pipeline is no forecaster, a number is out of range, the source cannot be read, not one origin
             fits, or there is nothing to compare with.
     """
-    h = check_horizon(pipeline, horizon, beyond=True)
+    h = steps_asked(pipeline, horizon)
     for name, number in {"origins": origins, "step": step, "season": season, "batch size": batch_size}.items():
         if number is not None and number < 1:
             raise InputError(f"{name} {number}", "it is not positive", "give 1 or more")
