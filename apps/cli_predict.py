@@ -1,0 +1,156 @@
+"""Commands that answer: predict, detect, slide, embed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polysense.apps.cli_options import (
+    BatchSize,
+    Device,
+    Engine,
+    EngineName,
+    Errors,
+    Inputs,
+    OnError,
+    Out,
+    Threads,
+    numbers,
+)
+
+
+class Answer(StrEnum):
+    semantic = "semantic"
+    instance = "instance"
+    panoptic = "panoptic"
+
+
+class Space(StrEnum):
+    encoder = "encoder"
+    meaning = "meaning"
+
+
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name, a bundle's folder, or zero-shot.")
+    ],
+    inputs: Inputs,
+    out: Out = None,
+    batch_size: BatchSize = 16,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    engine: EngineName = Engine.torch,
+    threads: Threads = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
+    answer: Annotated[
+        Answer | None, typer.Option(help="What a bundle for segments answers: classes, objects or both.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(min=1, help="forecasting: steps to answer, any number (default: as trained).")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help='zero-shot: classes, "dog, cat | kitten, bird", or a .txt with one a line.')
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help='zero-shot: a sentence for the names, "a drawing of a {}".')
+    ] = None,
+    none: Annotated[str | None, typer.Option(help='zero-shot: the answer where no class fits, "other".')] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="zero-shot: a folder of examples, in one folder for each class.")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="zero-shot: what the files are, where the ending does not say.")
+    ] = None,
+    views: Annotated[str | None, typer.Option(help="Sizes to read images at and average: 1,1.5.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Read images mirrored too, and average.")] = False,
+) -> None:
+    """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
+    from polysense.apps.predict import predict as run
+
+    words = None
+    beside = {"--template": template, "--none": none, "--examples": examples, "--modality": modality}
+    if labels is None and (given := [name for name, value in beside.items() if value]):
+        raise typer.BadParameter("it is for zero-shot, with --labels", param_hint=given[0])
+    if labels is not None:
+        from polysense.apps.words import Words
+
+        words = Words(labels, modality, template, none, examples)
+    code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
+               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
+               answer=None if answer is None else answer.value,
+               views=numbers(views, "--views", "1,1.5"), mirror=mirror,
+               horizon=horizon)  # fmt: skip
+    raise typer.Exit(code)
+
+
+def detect(
+    inputs: Inputs,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGE:X1,Y1,X2,Y2=NAME", help="An example: what to find, and its box in pixels."),
+    ] = None,
+    words: Annotated[str | None, typer.Option(help='Classes by name, "dog, cat | kitten", or a .txt file.')] = None,
+    proposals: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="A detector that says where objects are (default: windows).")
+    ] = None,
+    trained: Annotated[bool, typer.Option(help="Find that detector's own classes too.")] = True,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score of an answer.")] = None,
+    out: Out = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of every answer.")] = None,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Finds objects in images: more of what --like shows in an example, or what --words name."""
+    from polysense.apps.detect import detect as run
+
+    code = run(inputs, like=like or (), words=words, proposals=proposals, trained=trained, threshold=threshold, out=out,
+               pictures=pictures, skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
+    raise typer.Exit(code)
+
+
+def slide(
+    bundle: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    picture: Annotated[Path, typer.Argument(metavar="SLIDE", help="A picture of any size; large ones as TIFF.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Class map of a segmentation: .tif.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Answers of tiles, regions and the slide: .jsonl, .json, .csv or .parquet.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Share of its size that the picture is read at.")] = 1.0,
+    regions: Annotated[int, typer.Option(min=1, help="Regions along the longer side.")] = 8,
+    cells: Annotated[bool, typer.Option("--cells", help="One pixel of the map for each cell of the answer.")] = False,
+    keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compute tiles that show nothing, too.")] = False,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Answers a picture of any size by tiles, regions and as a whole, in little memory."""
+    from polysense.apps.slide import slide as run
+
+    run(bundle, picture, out=out, answers=answers, scale=scale, regions=regions, cells=cells, keep_blank=keep_blank,
+        batch_size=batch_size, device=device, threads=threads, quiet=quiet)  # fmt: skip
+
+
+def embed(
+    inputs: Inputs,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,
+    modality: Annotated[str | None, typer.Option(help="What the files are, where the ending does not say.")] = None,
+    space: Annotated[Space, typer.Option(help="meaning: where files lie near the words for what they show.")] = (
+        Space.encoder
+    ),
+    batch_size: BatchSize = 16,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """One vector per file, whatever its kind; all kinds may be mixed."""
+    from polysense.apps.embed import embed as run
+
+    code = run(inputs, out=out, modality=modality, space=space.value, batch_size=batch_size,
+               skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
+    raise typer.Exit(code)
