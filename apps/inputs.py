@@ -6,7 +6,6 @@ Everything here fails early and in one sentence, before a model is loaded.
 from __future__ import annotations
 
 import difflib
-import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -33,26 +32,21 @@ def endings(modality: str) -> tuple[str, ...]:
 
 
 def expand(inputs: Sequence[str], endings: Sequence[str]) -> list[Path]:
-    """Files in the order given, each once; a folder gives its files with one of the endings, sorted by name.
+    """Local files in the order given, each once; a folder gives its files with one of the endings, sorted by name.
 
     Raises:
-        InputError: A name stands for nothing.
+        InputError: A name stands for nothing, or for what is no file on this machine.
     """
-    from polysense.data.dataset import list_files
+    from polysense.data.listing import list_items
 
-    files: dict[Path, None] = {}
-    for name in inputs:
-        # A file's own name comes first: brackets in it are no pattern.
-        found = [Path(name)] if Path(name).exists() else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
-        if not found:
-            raise InputError(name, "there is no such file or folder", "check the name")
-        here: list[Path] = []
-        for path in found:
-            here += list_files(path, endings) if path.is_dir() else [path]
-        if not here:
-            raise InputError(name, "no readable file was found", f"it should hold files with {', '.join(endings)}")
-        files |= dict.fromkeys(here)
-    return list(files)
+    files = []
+    for item in list_items(inputs, endings):
+        if item.fault is not None:
+            raise item.fault
+        if not item.is_local:
+            raise InputError(item.name, "this command reads files on this machine", "download or unpack it first")
+        files.append(Path(item.place))
+    return files
 
 
 def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]) -> dict[str, list[Path]]:
