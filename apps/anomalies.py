@@ -31,7 +31,7 @@ from polysense.apps.backtest import (
 )
 from polysense.apps.inputs import check_model, choose_device
 from polysense.apps.panels import COLOURS, INK, quiet
-from polysense.apps.predict import note
+from polysense.apps.screen import note
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ import polysense
 from polysense.apps.inputs import check_model, choose_device
 from polysense.apps.panels import COLOURS, GREY, INK, few_dates, plain, quiet, split
 from polysense.apps.pictures import SIZE
-from polysense.apps.predict import note
+from polysense.apps.screen import note
 from polysense.core.errors import InputError
 from polysense.data.writers import Writer
 from polysense.training.backtest import BASELINES, Backtest

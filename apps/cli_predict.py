@@ -37,13 +37,34 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name, a bundle's folder, or zero-shot.")
     ],
-    inputs: Inputs,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders (searched to the bottom), quoted patterns, tars, URLs such as s3://…"),
+    ] = None,
     out: Out = None,
-    batch_size: BatchSize = 16,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin it anew.")
+    ] = None,
+    lists: Annotated[
+        list[str] | None, typer.Option("--list", help="A file that names inputs: .txt, .csv, .parquet; - for stdin.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column with the names, of a --list that is a table.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only a part of the inputs, 3/8: the third of eight; auto: as torchrun says.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read files (default: one a core; 0: none).")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file that hangs is left.")] = 120.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Inputs computed at a time (default: chosen).")] = None,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
     engine: EngineName = Engine.torch,
     threads: Threads = None,
+    json_progress: Annotated[
+        bool, typer.Option("--json-progress", help="Progress as lines of JSON on stderr, for programs.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no word on what is skipped.")] = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
     answer: Annotated[
         Answer | None, typer.Option(help="What a bundle for segments answers: classes, objects or both.")
@@ -69,6 +90,7 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror", help="Read images mirrored too, and average.")] = False,
 ) -> None:
     """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
+    from polysense.apps.predict import Asked, Reading
     from polysense.apps.predict import predict as run
 
     words = None
@@ -79,11 +101,14 @@ def predict(
         from polysense.apps.words import Words
 
         words = Words(labels, modality, template, none, examples)
-    code = run(model, inputs, out=out, batch_size=batch_size, skip=on_error is OnError.skip, device=device,
-               engine=engine.value, threads=threads, top_k=top_k, pictures=pictures, words=words,
-               answer=None if answer is None else answer.value,
-               views=numbers(views, "--views", "1,1.5"), mirror=mirror,
-               horizon=horizon)  # fmt: skip
+    if not inputs and not lists:
+        raise typer.BadParameter("name files, or a --list of them", param_hint="INPUTS")
+    asked = Asked(engine.value, top_k, words, None if answer is None else answer.value,
+                  numbers(views, "--views", "1,1.5"), mirror, horizon)  # fmt: skip
+    reading = Reading(tuple(lists or ()), column, shard, workers, timeout)
+    code = run(model, inputs or [], asked, reading, out=out, resume=resume, batch_size=batch_size,
+               skip=on_error is OnError.skip, device=device, threads=threads, pictures=pictures,
+               progress={"as_json": json_progress, "quiet": quiet})  # fmt: skip
     raise typer.Exit(code)
 
 

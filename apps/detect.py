@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polysense.apps.inputs import check_model, choose_device, endings, expand
-from polysense.apps.predict import Gallery, Screen, consume, track
+from polysense.apps.screen import Gallery, Screen, consume, track
 from polysense.core.errors import InputError
 from polysense.core.predictions import Prediction
 

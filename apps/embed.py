@@ -10,7 +10,7 @@ import numpy as np
 
 import polysense
 from polysense.apps.inputs import choose_device, sort_files
-from polysense.apps.predict import Screen, consume, track
+from polysense.apps.screen import Screen, consume, track
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Prediction
 from polysense.tasks import TASKS

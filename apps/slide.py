@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polysense
 from polysense.apps.inputs import check_model, choose_device
-from polysense.apps.predict import note, track
+from polysense.apps.screen import note, track
 from polysense.core.predictions import Labels
 from polysense.data.writers import open_writer
 from polysense.slides import read_slide

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import polysense
 from polysense.apps.examples import Example, make_examples
-from polysense.apps.predict import Gallery
+from polysense.apps.screen import Gallery
 from polysense.core.errors import InputError
 from polysense.core.predictions import Prediction
 

@@ -11,7 +11,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -29,6 +29,7 @@ class Writer:
 
     Args:
         path: The file to make. Its folder must exist.
+        about: Columns that all rows have, after their own.
 
     Raises:
         InputError: The folder is not there or cannot be written to.
@@ -36,8 +37,9 @@ class Writer:
 
     binary: ClassVar[bool] = False
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
+        self.about = dict(about or {})
         self.count = 0
         self.masks = self.path.with_name(self.path.name + ".masks")
         self._new_masks: Path | None = None
@@ -59,7 +61,7 @@ class Writer:
             record["mask"] = self._write_mask(prediction.index, len(prediction.names), prediction.source)
         if isinstance(prediction, Segments):
             record["mask"] = self._write_mask(prediction.index + 1, len(prediction.labels) + 1, prediction.source)
-        self.add(prediction, record)
+        self.add(prediction, {**record, **self.about})
         self.count += 1
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
@@ -79,7 +81,13 @@ class Writer:
                 self.file.close()
                 self._publish()
         finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leaves nothing of what was written and not published."""
+        try:
             self.file.close()
+        finally:
             self._part.unlink(missing_ok=True)
             if self._new_masks is not None:
                 shutil.rmtree(self._new_masks, ignore_errors=True)
@@ -129,8 +137,8 @@ class JsonWriter(Writer):
 class CocoWriter(Writer):
     """COCO detection json, see `coco_content`."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+        super().__init__(path, about)
         self._answers: list[Boxes] = []
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
@@ -164,7 +172,7 @@ class CsvWriter(TableWriter):
     _table: Any = None
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
-        for row in rows(prediction, record):
+        for row in rows(prediction, record, self.about):
             self.check_columns(row)
             if self._table is None:
                 self._table = csv.writer(self.file)
@@ -182,13 +190,13 @@ class ParquetWriter(TableWriter):
     binary = True
     chunk = 1024  # rows kept in memory before they become a row group
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+        super().__init__(path, about)
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
-        for row in rows(prediction, record):
+        for row in rows(prediction, record, self.about):
             self.check_columns(row)
             self._rows.append({name: _cell(value) if isinstance(value, dict) else value for name, value in row.items()})
         if len(self._rows) >= self.chunk:
@@ -222,22 +230,26 @@ WRITERS: dict[str, type[Writer]] = {  # an ending that ends like another one com
 }
 
 
-def open_writer(path: str | Path) -> Writer:
+def open_writer(path: str | Path, about: Mapping[str, Any] | None = None) -> Writer:
     """Chooses the writer by the path's ending.
 
     Raises:
         InputError: The ending is none that can be written, or the folder cannot be written to.
     """
     name = Path(path).name.lower()
-    writer: Callable[[str | Path], Writer] | None = next((WRITERS[end] for end in WRITERS if name.endswith(end)), None)
+    writer: type[Writer] | None = next((WRITERS[end] for end in WRITERS if name.endswith(end)), None)
     if writer is None:
         raise InputError(path, f"cannot write {Path(path).suffix or 'a file without ending'}",
                          f"end the name with one of {', '.join(WRITERS)}")  # fmt: skip
-    return writer(path)
+    return writer(path, about)
 
 
-def rows(prediction: Prediction, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The flat rows of one answer. A row's keys depend on the kind of answer alone, so that a table's columns agree."""
+def rows(
+    prediction: Prediction, record: dict[str, Any], about: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The flat rows of one answer, those of a forecast with `about` at their end. A row's keys depend on the kind of
+    answer alone, so that a table's columns agree."""
+    about = about or {}
     if not isinstance(prediction, Series):
         yield record
         return
@@ -246,7 +258,7 @@ def rows(prediction: Prediction, record: dict[str, Any]) -> Iterator[dict[str, A
             row = {"source": prediction.source, "variate": name, "step": step + 1, "time": str(time)}
             row["mean"] = float(prediction.mean[step, i])
             row |= {f"q{level:g}": float(values[step, i]) for level, values in prediction.quantiles.items()}
-            yield row
+            yield {**row, **about}
 
 
 def _cell(value: Any) -> Any:

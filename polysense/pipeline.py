@@ -322,14 +322,19 @@ class Pipeline(nn.Module):
         batch_size: int,
         horizon: int | None,
     ) -> Iterator[Prediction | InputError]:
-        good = [parts for parts in sequences if parts]
-        predictions: Iterator[Prediction] = iter(())
-        if good and horizon is not None:
-            predictions = iter(roll_out(self, good, horizon, batch_size))
-        elif good:
-            predictions = iter(self.predict_sequences(good, batch_size))
+        predictions = iter(self.answer([parts for parts in sequences if parts], batch_size, horizon))
         for sample in samples:
             yield sample if isinstance(sample, InputError) else next(predictions)
+
+    def answer(
+        self, sequences: Sequence[Sequence[Sample]], batch_size: int = 16, horizon: int | None = None
+    ) -> Sequence[Prediction]:
+        """Predictions for inputs that are already read and split, of `horizon` steps where one is given."""
+        if not sequences:
+            return []
+        if horizon is not None:
+            return roll_out(self, sequences, horizon, batch_size)
+        return self.predict_sequences(sequences, batch_size)
 
     @torch.inference_mode()
     def predict_sequences(self, samples: Sequence[Sequence[Sample]], batch_size: int = 16) -> list[Prediction]:

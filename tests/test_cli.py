@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import polysense
 from polysense.apps import cli, inputs
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Labels, Prediction
+from polysense.core.types import Sample
 from polysense.tasks import TASKS
 
 
@@ -32,28 +34,47 @@ class Info:
     path: Path = Path("bundles/x")
 
 
+class PretendedTokenizer:
+    """Reads a file's text; the text "bad" is a file that cannot be read, "table" one with two rows."""
+
+    def read_all(self, path: Path) -> Iterator[Sample]:
+        text = path.read_text()
+        if text == "bad":
+            raise InputError(path, "the file is empty", "give another")
+        for row in range(2 if text == "table" else 1):
+            source, word = (f"{path}#{row}", "row") if text == "table" else (str(path), text)
+            yield Sample({"x": torch.zeros(1)}, source, {"text": word})
+
+    def split(self, sample: Sample) -> list[Sample]:
+        return [sample]
+
+
 class PretendedPipeline:
-    """Answers with the file's text; the text "bad" is a file that cannot be read, "table" one with two rows."""
+    """Answers with the file's text."""
 
     def __init__(self, name: str, modality: str) -> None:
         self.name = self.task = name
         self.modality = modality
+        self.tokenizer = PretendedTokenizer()
+        self.encoder = SimpleNamespace(fingerprint=lambda: "0123")
+        self.device = torch.device("cpu")
 
-    def stream(self, sources: Iterable[Path], batch_size: int = 16, on_error: str = "raise",
-               horizon: int | None = None) -> Iterator[Any]:  # fmt: skip
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.zeros(1)}
+
+    def stream(self, sources: Iterable[Path], batch_size: int = 16, on_error: str = "raise") -> Iterator[Any]:
         for source in sources:
-            text = source.read_text()
-            if text == "bad":
-                error = InputError(source, "the file is empty", "give another")
+            try:
+                yield from self.answer([[sample] for sample in self.tokenizer.read_all(source)])
+            except InputError as error:
                 if on_error == "raise":
-                    raise error
+                    raise
                 yield error
-            elif text == "table":
-                yield from (self.answer(f"{source}#{row}", "row") for row in range(2))
-            else:
-                yield self.answer(str(source), text)
 
-    def answer(self, source: str, text: str) -> Prediction:
+    def answer(self, sequences: list[list[Sample]], *_: Any) -> list[Prediction]:
+        return [self.answer_one(parts[0].source, parts[0].meta["text"]) for parts in sequences]
+
+    def answer_one(self, source: str, text: str) -> Prediction:
         if self.task.endswith("-embedding"):
             return Embedding(np.full(3, len(text), np.float32), source)
         return Labels((text, "other", "third"), (0.7, 0.2, 0.1), (text,), source)
@@ -145,13 +166,12 @@ def test_on_error_fail_stops(files: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_stopped_run_leaves_no_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(self: PretendedPipeline, sources: Iterable[Path], *args: Any, **options: Any) -> Iterator[Prediction]:
-        yield self.answer("a", "cat")
+    def stop(self: PretendedPipeline, *_: Any) -> list[Prediction]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PretendedPipeline, "stream", stream)
+    monkeypatch.setattr(PretendedPipeline, "answer", stop)
     before = sorted(files.rglob("*"))
-    assert run("predict", "image-classification", "in", "--out", "o.jsonl") != 0
+    assert run("predict", "image-classification", "in", "--out", "o.jsonl") == 130
     assert sorted(files.rglob("*")) == before
 
 
