@@ -134,6 +134,16 @@ def test_forecasting_in_own_and_standardised_units():
     low = (0.1 * 0.5 + 0.9 * 0.5 / 2 + 0.9 * 0.5) / 3
     high = (0.1 * 2.5 + 0.1 * 3.5 / 2 + 0.1 * 3.5) / 3
     assert found["pinball"] == pytest.approx((low + high) / 2)
+    assert found["crps"] == pytest.approx(low + high)
+    assert "mase" not in found  # the history is not known
+
+
+def test_forecasting_errors_over_the_history_s_own_steps():
+    history = np.array([[0.0, 1.0, 5.0], [2.0, np.nan, 5.0], [1.0, 3.0, 5.0]])
+    series = Series(np.zeros((2, 3)), {}, ["1", "2"], ["u", "v", "w"], history)
+    found = score("forecasting", [series], [np.array([[3.0, 1.0, 1.0], [-6.0, 1.0, np.nan]])])
+    # u changes by 2 and 1, v by nothing that is known, w not at all.
+    assert found["mase"] == pytest.approx((3 / 1.5 + 6 / 1.5) / 2)
 
 
 def test_forecasting_of_several_horizons_and_wrong_variates():

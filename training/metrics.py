@@ -263,10 +263,12 @@ class Detection(Metric):
 @METRICS.register("forecasting")
 class Forecasting(Metric):
     """mse and mae (of standardised values where `scale` is known, as the field reports them), and of the quantiles
-    pinball and coverage; rmse in the series' own units (of one series); smape in per cent (Makridakis et al. 2020, M4).
+    pinball, crps and coverage; rmse in the series' own units (of one series); smape in per cent (Makridakis et al. 2020,
+    M4); mase, the error over the mean change from step to step of the history read (Hyndman & Koehler 2006, season 1).
 
     `coverage` is the share of values between the lowest and the highest quantile; `coverage_wanted` is what it should
-    be. `pinball` is the mean quantile loss in units of `scale`. Missing true values do not count.
+    be. `pinball` is the mean quantile loss in units of `scale`, and `crps`, the continuous ranked probability score,
+    twice that. Missing true values do not count.
 
     Args:
         classes: Unused.
@@ -296,6 +298,8 @@ class Forecasting(Metric):
         self._add("mae", np.abs(error / scale))
         if not self.by_window:
             self._add("rmse", error**2)
+        if prediction.history is not None:
+            self._add("mase", np.abs(error) / _mean_step(prediction.history))
         levels = sorted(prediction.quantiles)
         for level in levels:
             gap = (truth - prediction.quantiles[level][: len(truth)]) / scale
@@ -323,7 +327,17 @@ class Forecasting(Metric):
         found = {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
         if "rmse" in found:
             found["rmse"] **= 0.5
+        if "pinball" in found:
+            found["crps"] = 2 * found["pinball"]
         return found if self.wanted is None or "coverage" not in found else {**found, "coverage_wanted": self.wanted}
+
+
+def _mean_step(history: np.ndarray) -> np.ndarray:
+    """Mean absolute change from one step to the next of each variate (t, c) -> (c,); NaN where it never changes."""
+    steps = np.abs(np.diff(np.asarray(history, np.float64), axis=0))
+    known = np.isfinite(steps)
+    mean = np.where(known, steps, 0.0).sum(0) / known.sum(0).clip(1)
+    return np.where(mean > 0, mean, np.nan)
 
 
 def make_metric(kind: str, classes: Sequence[str] = (), **options: Any) -> Metric:
