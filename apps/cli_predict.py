@@ -11,8 +11,6 @@ import typer
 from polysense.apps.cli_options import (
     BatchSize,
     Device,
-    Engine,
-    EngineName,
     Errors,
     Inputs,
     OnError,
@@ -28,6 +26,13 @@ class Answer(StrEnum):
     panoptic = "panoptic"
 
 
+class Runner(StrEnum):
+    torch = "torch"
+    onnx = "onnx"
+    onnx_int8 = "onnx-int8"
+    ray = "ray"
+
+
 class Space(StrEnum):
     encoder = "encoder"
     meaning = "meaning"
@@ -41,7 +46,15 @@ def predict(
         list[str] | None,
         typer.Argument(help="Files, folders (searched to the bottom), quoted patterns, tars, URLs such as s3://…"),
     ] = None,
-    out: Out = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Answers: .jsonl, .json, .csv, .parquet; for boxes also .coco.json. May be a URL."
+        ),
+    ] = None,
+    escape: Annotated[
+        bool, typer.Option("--escape-formulas", help="In .csv: an apostrophe before what a spreadsheet would compute.")
+    ] = False,
     resume: Annotated[
         bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin it anew.")
     ] = None,
@@ -59,7 +72,13 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Inputs computed at a time (default: chosen).")] = None,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
-    engine: EngineName = Engine.torch,
+    engine: Annotated[
+        Runner, typer.Option(help="What runs the encoder; onnx engines need a CPU only, ray is torch on many machines.")
+    ] = Runner.torch,
+    cluster: Annotated[
+        str | None, typer.Option("--address", help="ray: address of a cluster (default: one is started here).")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="ray: actors (default: one for each CPU or GPU).")] = None,
     threads: Threads = None,
     json_progress: Annotated[
         bool, typer.Option("--json-progress", help="Progress as lines of JSON on stderr, for programs.")
@@ -105,8 +124,8 @@ def predict(
         raise typer.BadParameter("name files, or a --list of them", param_hint="INPUTS")
     asked = Asked(engine.value, top_k, words, None if answer is None else answer.value,
                   numbers(views, "--views", "1,1.5"), mirror, horizon)  # fmt: skip
-    reading = Reading(tuple(lists or ()), column, shard, workers, timeout)
-    code = run(model, inputs or [], asked, reading, out=out, resume=resume, batch_size=batch_size,
+    reading = Reading(tuple(lists or ()), column, shard, workers, timeout, cluster, actors)
+    code = run(model, inputs or [], asked, reading, out=out, escape=escape, resume=resume, batch_size=batch_size,
                skip=on_error is OnError.skip, device=device, threads=threads, pictures=pictures,
                progress={"as_json": json_progress, "quiet": quiet})  # fmt: skip
     raise typer.Exit(code)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polysense.apps.job_folder import JobFolder
+from polysense.apps.output import Output
 from polysense.apps.progress import Progress
 from polysense.apps.screen import note
 from polysense.batches import Answered
@@ -54,6 +55,7 @@ class Job:
         about: What every row says beside its answer.
         skip: Go on after an input that cannot be read.
         keep: What is kept of an answer.
+        escape: See `open_writer`.
         sinks: What takes the answers besides the output.
         progress: Options of `Progress`.
     """
@@ -63,14 +65,15 @@ class Job:
     about: Mapping[str, Any] = field(default_factory=dict)
     skip: bool = True
     keep: Callable[[Prediction], Prediction] = lambda answer: answer
+    escape: bool = False
     sinks: tuple[Sink, ...] = ()
     progress: Mapping[str, bool] = field(default_factory=dict)
 
-    def run(self, out: Path, resume: bool | None = None) -> int:
+    def run(self, name: str | Path, resume: bool | None = None) -> int:
         """Does the job.
 
         Args:
-            out: The file to write, see `open_writer`.
+            name: The file to write, see `open_writer`; or its URL.
             resume: True goes on where an interrupted run stopped, False begins anew; None does neither.
 
         Returns:
@@ -79,7 +82,8 @@ class Job:
         Raises:
             InputError: None could be read; the first that could not, unless `skip`; the disk is full; see `JobFolder`.
         """
-        start = time.perf_counter()
+        start, output = time.perf_counter(), Output(name)
+        out = output.path
         open_writer(out).discard()  # a name that cannot be written is told before hours of work
         with told_if_full(out), JobFolder(out, resume) as folder:
             if folder.begun:
@@ -97,9 +101,10 @@ class Job:
                 kept = f"{done} inputs are done; the same command with --resume goes on"
                 note(f"\ninterrupted: {kept if done else 'nothing had been done yet'}.")
                 raise SystemExit(130) from None
+            output.send()
             folder.remove()
         count = f"{answers} answer{'s' if answers > 1 else ''}{f', {errors} skipped' if errors else ''}"
-        note(f"{count}, {time.perf_counter() - start:.1f} s: {out}")
+        note(f"{count}, {time.perf_counter() - start:.1f} s: {name}")
         return 3 if errors else 0
 
     def _answer(self, folder: JobFolder) -> None:
@@ -145,7 +150,7 @@ class Job:
                     if not counts.answers:
                         self._hand_out(journal, lines.write)
                     else:
-                        with open_writer(out, self.about) as writer:
+                        with open_writer(out, self.about, self.escape) as writer:
                             self._hand_out(journal, lines.write, writer.write)
                 if counts.errors:
                     part.replace(errors)

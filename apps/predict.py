@@ -33,7 +33,7 @@ class Asked:
     """What is asked of a pipeline beside the inputs; all of it changes the answers.
 
     Attributes:
-        engine: What runs the encoder, see `Pipeline.with_engine`.
+        engine: What runs the encoder, see `Pipeline.with_engine`; or "ray", torch on a cluster.
         top_k: Keep only the most probable classes.
         words: What "zero-shot" names inputs by.
         answer: What a bundle for segments is asked for: "semantic", "instance" or "panoptic".
@@ -60,6 +60,8 @@ class Reading:
         part: Share of all inputs that this run answers, "3/8".
         workers: Processes that read; None: one for each core, and none for a few inputs.
         timeout: Seconds after which an input is left.
+        cluster: Address of a Ray cluster, for the engine "ray"; None starts one on this machine.
+        actors: Of Ray; None: one for each CPU or GPU.
     """
 
     lists: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Reading:
     part: str | None = None
     workers: int | None = None
     timeout: float = 120.0
+    cluster: str | None = None
+    actors: int | None = None
 
     def items(self, inputs: Sequence[str], wanted: Sequence[str]) -> Iterator[Item]:
         """Lists what is to be read."""
@@ -87,7 +91,8 @@ def predict(
     asked: Asked = Asked(),
     reading: Reading = Reading(),
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
+    escape: bool = False,
     resume: bool | None = None,
     batch_size: int | None = None,
     skip: bool = True,
@@ -103,7 +108,8 @@ def predict(
         inputs: Files, folders, patterns, tars, URLs.
         asked: What is asked.
         reading: How inputs are read.
-        out: File for the answers; None prints them: a table on a terminal, tab-separated lines into a pipe.
+        out: File for the answers, or its URL; None prints them: a table on a terminal, tab-separated lines into a pipe.
+        escape: See `open_writer`.
         resume: True goes on with an interrupted run, False begins it anew; None does neither.
         batch_size: Inputs computed at a time; None chooses.
         skip: Go on after an input that cannot be read (else the first one ends the run with its error).
@@ -115,7 +121,8 @@ def predict(
     Returns:
         The exit code: 0 all answered, 1 none, 3 some were skipped.
     """
-    used = choose_device(device, threads, asked.engine)
+    # Actors choose a device where they are.
+    used = "cpu" if asked.engine == "ray" else choose_device(device, threads, asked.engine)
     pipelines, items = _open(model, inputs, used, asked, reading)
     flow = partial(_answers, asked=asked, reading=reading, batch_size=batch_size, most=SHOWN if out is None else WINDOW)
     groups = {name: Group(items[name], partial(flow, pipelines[name])) for name in items}
@@ -127,7 +134,7 @@ def predict(
         settings = {"model": model, "inputs": list(inputs), "device": used.partition(":")[0], "batch size": batch_size,
                     "lists": reading.lists, "column": reading.column, "shard": reading.part, **asdict(asked),
                     "weights_sha256": _weights(pipelines)}  # fmt: skip
-        return Job(groups, settings, about, skip, keep, tuple(sinks), progress or {}).run(out, resume)
+        return Job(groups, settings, about, skip, keep, escape, tuple(sinks), progress or {}).run(out, resume)
     if resume is not None:
         raise InputError("--resume", "without an output there is nothing to go on with", "add --out FILE")
     return _show(groups, skip, keep, sinks, asked.top_k)
@@ -171,6 +178,12 @@ def _answers(
     most: int,
 ) -> Iterator[Answered]:
     """Reads and answers the items of a spool, window by window."""
+    if asked.engine == "ray":
+        from polysense.scale import answer_by_ray
+
+        yield from answer_by_ray(pipeline, spool, after, address=reading.cluster, actors=reading.actors,
+                                 batch_size=batch_size, horizon=asked.horizon, timeout=reading.timeout)  # fmt: skip
+        return
     size = BatchSize(batch_size)
     with reading.decoders(pipeline, len(spool) - after[0]) as decoders:
         halved = 0
@@ -188,7 +201,7 @@ def _open(
     """Pipelines by modality, and what lists the inputs of each."""
     words, engine = asked.words, asked.engine
     if model == "zero-shot":
-        if words is None or engine != "torch":
+        if words is None or engine not in ("torch", "ray"):
             problem = "it names inputs by words, and none are given" if words is None else f"it has no engine {engine}"
             raise InputError(model, problem, 'write --labels "dog, cat, bird"' if words is None else "use torch")
         groups = sort_files(inputs, words.modality, nameable())
@@ -197,7 +210,7 @@ def _open(
     if words is not None:
         raise InputError(model, "its classes were trained", "use --labels with zero-shot: polysense predict zero-shot")
     check_model(model)
-    pipeline = polysense.load(model, device=device, engine=engine)
+    pipeline = polysense.load(model, device=device, engine="torch" if engine == "ray" else engine)
     if asked.answer is not None:
         ask(pipeline, asked.answer, model)
     if asked.views or asked.mirror:

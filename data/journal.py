@@ -39,6 +39,18 @@ class Counts:
     errors: int = 0
 
 
+def to_line(one: Prediction | InputError) -> str:
+    """What became of an input, as a line."""
+    if isinstance(one, InputError):
+        return "E" + json.dumps([one.source, one.problem, one.fix], ensure_ascii=False)
+    return "A" + dumps(one)
+
+
+def from_line(line: str) -> Prediction | InputError:
+    """The inverse of `to_line`."""
+    return InputError(*json.loads(line[1:])) if line.startswith("E") else loads(line[1:])
+
+
 class Journal:
     """A context manager.
 
@@ -84,14 +96,10 @@ class Journal:
         Raises:
             OSError: The disk is full or gone; what was written before stays good.
         """
-        lines = []
-        for one in window:
-            if isinstance(one, InputError):
-                lines.append("E" + json.dumps([one.source, one.problem, one.fix], ensure_ascii=False))
-                self.counts.errors += 1
-            else:
-                lines.append("A" + dumps(one))
-                self.counts.answers += 1
+        lines = list(map(to_line, window))
+        errors = sum(isinstance(one, InputError) for one in window)
+        self.counts.errors += errors
+        self.counts.answers += len(window) - errors
         lines.append("M" + json.dumps([place.group, place.item, place.inputs]))
         content = memoryview(("\n".join(lines) + "\n").encode())
         while content:
@@ -103,10 +111,8 @@ class Journal:
         """All that stands there, in order."""
         with self.path.open("rb") as file:
             for line in file:
-                if line.startswith(b"E"):
-                    yield InputError(*json.loads(line[1:]))
-                elif line.startswith(b"A"):
-                    yield loads(line[1:].decode())
+                if not line.startswith(b"M"):
+                    yield from_line(line.decode())
 
     def __enter__(self) -> Journal:
         return self

@@ -29,7 +29,7 @@ class Spool:
         self._count = 0
         with self.path.open("w", encoding="utf-8") as file:
             for item in items:
-                file.write(_dumps(item) + "\n")
+                file.write(to_line(item) + "\n")
                 self._count += 1
         return self
 
@@ -43,17 +43,19 @@ class Spool:
         """Items with their numbers, from the one of number `first` on."""
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(islice(file, first, None), first):
-                yield number, _loads(line)
+                yield number, from_line(line)
 
 
-def _dumps(item: Item) -> str:
+def to_line(item: Item) -> str:
+    """An item as a line."""
     content = None if item.content is None else base64.b64encode(item.content).decode()
     fault = None if item.fault is None else [item.fault.source, item.fault.problem, item.fault.fix]
     # Escaped to ASCII: names of files need not be valid Unicode.
     return json.dumps([item.name, item.place, item.offset, item.size, content, fault])
 
 
-def _loads(line: str) -> Item:
+def from_line(line: str) -> Item:
+    """The inverse of `to_line`."""
     name, place, offset, size, content, fault = json.loads(line)
     return Item(name, place, offset, size, None if content is None else base64.b64decode(content),
                 None if fault is None else InputError(*fault))  # fmt: skip

@@ -20,6 +20,8 @@ import numpy as np
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes, Mask, Prediction, Segments, Series
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 class Writer:
     """Base class: a context manager with `write`. Leaving it normally publishes the file, an exception discards it.
@@ -30,6 +32,7 @@ class Writer:
     Args:
         path: The file to make. Its folder must exist.
         about: Columns that all rows have, after their own.
+        escape: In .csv: make texts harmless that a spreadsheet would take for formulas.
 
     Raises:
         InputError: The folder is not there or cannot be written to.
@@ -37,8 +40,9 @@ class Writer:
 
     binary: ClassVar[bool] = False
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
         self.path = Path(path)
+        self.escape = escape
         self.about = dict(about or {})
         self.count = 0
         self.masks = self.path.with_name(self.path.name + ".masks")
@@ -137,8 +141,8 @@ class JsonWriter(Writer):
 class CocoWriter(Writer):
     """COCO detection json, see `coco_content`."""
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
-        super().__init__(path, about)
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
+        super().__init__(path, about, escape)
         self._answers: list[Boxes] = []
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
@@ -149,7 +153,8 @@ class CocoWriter(Writer):
     def finish(self) -> None:
         from polysense.data.boxes_coco import coco_content
 
-        self.file.write(_dumps(coco_content(self._answers, self.path.parent)) + "\n")
+        info = {"info": self.about} if self.about else {}
+        self.file.write(_dumps({**info, **coco_content(self._answers, self.path.parent)}) + "\n")
 
 
 class TableWriter(Writer):
@@ -166,6 +171,9 @@ class TableWriter(Writer):
 class CsvWriter(TableWriter):
     """A flat table: source, answer, confidence, then what the kind of answer adds (lists and maps as JSON).
 
+    With `escape`, texts that a spreadsheet would compute (they begin with = + - @, a tab or a line break) get an
+    apostrophe before them, as OWASP recommends against formulas in names of files or classes.
+
     A forecast has one row per step and variate: source, variate, step, time, mean, and a column per quantile.
     """
 
@@ -177,7 +185,8 @@ class CsvWriter(TableWriter):
             if self._table is None:
                 self._table = csv.writer(self.file)
                 self._table.writerow(row)
-            self._table.writerow([_cell(value) for value in row.values()])
+            cells = map(_cell, row.values())
+            self._table.writerow([_unarmed(cell) for cell in cells] if self.escape else list(cells))
 
     def finish(self) -> None:
         if self._table is None:
@@ -190,8 +199,8 @@ class ParquetWriter(TableWriter):
     binary = True
     chunk = 1024  # rows kept in memory before they become a row group
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
-        super().__init__(path, about)
+    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
+        super().__init__(path, about, escape)
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
 
@@ -230,7 +239,7 @@ WRITERS: dict[str, type[Writer]] = {  # an ending that ends like another one com
 }
 
 
-def open_writer(path: str | Path, about: Mapping[str, Any] | None = None) -> Writer:
+def open_writer(path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> Writer:
     """Chooses the writer by the path's ending.
 
     Raises:
@@ -241,7 +250,7 @@ def open_writer(path: str | Path, about: Mapping[str, Any] | None = None) -> Wri
     if writer is None:
         raise InputError(path, f"cannot write {Path(path).suffix or 'a file without ending'}",
                          f"end the name with one of {', '.join(WRITERS)}")  # fmt: skip
-    return writer(path, about)
+    return writer(path, about, escape)
 
 
 def rows(
@@ -259,6 +268,10 @@ def rows(
             row["mean"] = float(prediction.mean[step, i])
             row |= {f"q{level:g}": float(values[step, i]) for level, values in prediction.quantiles.items()}
             yield {**row, **about}
+
+
+def _unarmed(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def _cell(value: Any) -> Any:

@@ -267,6 +267,32 @@ def test_a_thousand_errors_are_not_a_thousand_lines(tmp_path: Path, capsys: pyte
     assert "skipped:" not in capsys.readouterr().err
 
 
+def test_an_output_behind_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec import filesystem
+
+    monkeypatch.setenv("POLYSENSE_CACHE", str(tmp_path / "cache"))
+    memory, url = filesystem("memory"), f"memory://bucket{tmp_path}/o.jsonl"
+    assert job(bad=(1,)).run(f"file://{tmp_path}/here.jsonl") == 3
+    with pytest.raises(RuntimeError):
+        job(stop=6, bad=(1,)).run(url)
+    assert not memory.exists(url)
+    with pytest.raises(InputError, match="an interrupted run of it stands beside it"):
+        job(bad=(1,)).run(url)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no access")
+
+    monkeypatch.setattr(type(memory), "put", refuse)
+    with pytest.raises(InputError, match=r"it cannot be written \(no access\); .* the answers are in"):
+        job(bad=(1,)).run(url, resume=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("POLYSENSE_CACHE", str(tmp_path / "cache"))
+    assert job(stop=0, bad=(1,)).run(url, resume=True) == 3
+    assert memory.cat(url) == (tmp_path / "here.jsonl").read_bytes()
+    assert memory.cat(f"{url}.errors.jsonl") == (tmp_path / "here.jsonl.errors.jsonl").read_bytes()
+    assert not list((tmp_path / "cache" / "jobs").iterdir())
+
+
 def test_progress_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job(bad=(1,), progress={"as_json": True}).run(tmp_path / "o.jsonl")
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]

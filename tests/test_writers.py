@@ -155,3 +155,37 @@ def test_errors_name_the_fix(tmp_path: Path) -> None:
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(InputError, match="folder"):
         open_writer(tmp_path / "d.csv")
+
+
+def test_formulas_are_escaped_where_asked(tmp_path: Path) -> None:
+    for answer in ("=HYPERLINK(1)", "+1", "-x", "@sum", "\tx", "plain"):
+        labels = Labels((answer, "b"), (0.75, 0.25), (answer,), f"{answer}.jpg")
+        for escape in (False, True):
+            with open_writer(tmp_path / "o.csv", escape=escape) as writer:
+                writer.write(labels)
+            with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
+                _, row = csv.reader(file)
+            dangerous = escape and answer != "plain"
+            assert row[1] == (f"'{answer}" if dangerous else answer)
+            assert row[0] == (f"'{answer}.jpg" if dangerous else f"{answer}.jpg")
+            assert row[2] == "0.75"
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+@pytest.mark.parametrize("kind", ["boxes", "series"])
+def test_rows_say_what_answered(tmp_path: Path, ending: str, kind: str) -> None:
+    if ending == ".coco.json" and kind != "boxes":
+        return
+    out = tmp_path / f"o{ending}"
+    with open_writer(out, {"model": "m", "encoder": "0123"}) as writer:
+        writer.write(ANSWERS[kind])
+    if ending == ".coco.json":
+        assert json.loads(out.read_text())["info"]["model"] == "m"
+    elif ending in (".csv", ".parquet"):
+        table = pd.read_csv(out, dtype=str) if ending == ".csv" else pd.read_parquet(out)
+        assert list(table.columns[-2:]) == ["model", "encoder"]
+        assert set(table.encoder) == {"0123"}
+    else:
+        text = out.read_text()
+        record = json.loads(text)[0] if ending == ".json" else json.loads(text.splitlines()[0])
+        assert (record["model"], record["encoder"]) == ("m", "0123")

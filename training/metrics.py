@@ -263,8 +263,9 @@ class Detection(Metric):
 @METRICS.register("forecasting")
 class Forecasting(Metric):
     """mse and mae (of standardised values where `scale` is known, as the field reports them), and of the quantiles
-    pinball, crps and coverage; rmse in the series' own units (of one series); smape in per cent (Makridakis et al. 2020,
-    M4); mase, the error over the mean change from step to step of the history read (Hyndman & Koehler 2006, season 1).
+    pinball, crps and coverage; rmse in the series' own units (of one series); smape in per cent (Makridakis et al.
+    2020, M4); mase, the error over the mean change from step to step of the history read (Hyndman & Koehler 2006,
+    season 1).
 
     `coverage` is the share of values between the lowest and the highest quantile; `coverage_wanted` is what it should
     be. `pinball` is the mean quantile loss in units of `scale`, and `crps`, the continuous ranked probability score,
