@@ -10,10 +10,7 @@ Shape legend: n vectors, d their width.
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -24,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding
+from polysense.lance import connect, faults, is_local, place_name, plain
 from polysense.neighbours import ROWS, Neighbour, stack, unit_rows
 
 if TYPE_CHECKING:
@@ -70,15 +68,15 @@ class Index:
             InputError: There is an index or something else at the place, it cannot be written to, or the extra
                 `search` is not installed.
         """
-        name = _name(place)
+        name = place_name(place)
         if dim < 1:
             raise InputError(name, f"vectors of {dim} numbers say nothing", "give a width from 1 on")
-        if _is_local(name) and Path(name).exists() and (not Path(name).is_dir() or any(Path(name).iterdir())):
+        if is_local(name) and Path(name).exists() and (not Path(name).is_dir() or any(Path(name).iterdir())):
             problem = "there is an index already" if cls.exists(name) else "something else is there"
             raise InputError(name, problem, "name a new or empty folder")
         about = json.dumps({"format": 1, "dim": dim, "space": space, "fingerprint": fingerprint})
-        with _faults(name, "an index cannot be made there"):
-            return cls(name, _connect(name).create_table(TABLE, schema=_schema(dim).with_metadata({KEY: about})))
+        with faults(name, "an index cannot be made there"):
+            return cls(name, connect(name).create_table(TABLE, schema=_schema(dim).with_metadata({KEY: about})))
 
     @classmethod
     def open(cls, place: str | Path) -> Index:
@@ -87,11 +85,11 @@ class Index:
         Raises:
             InputError: There is none, it is damaged, or the extra `search` is not installed.
         """
-        name = _name(place)
+        name = place_name(place)
         if not cls.exists(name):
             raise InputError(name, "there is no index", "make one with polysense embed FILES --index PLACE")
-        with _faults(name, "the index is damaged"):
-            return cls(name, _connect(name).open_table(TABLE))
+        with faults(name, "the index is damaged"):
+            return cls(name, connect(name).open_table(TABLE))
 
     @staticmethod
     def exists(place: str | Path) -> bool:
@@ -100,11 +98,11 @@ class Index:
         Raises:
             InputError: The place cannot be asked, or the extra `search` is not installed.
         """
-        name = _name(place)
-        if _is_local(name):  # to connect would make the folder
+        name = place_name(place)
+        if is_local(name):  # to connect would make the folder
             return (Path(name) / f"{TABLE}.lance").is_dir()
-        with _faults(name, "the place cannot be opened"):
-            found = _connect(name)
+        with faults(name, "the place cannot be opened"):
+            found = connect(name)
             try:
                 found.open_table(TABLE)
             except ValueError as error:
@@ -156,7 +154,7 @@ class Index:
                 raise InputError("<memory>", "the index knows vectors by their sources, and this has none", fix)
             chosen = list(rows.values())
             kinds = [modality or str(part[i].meta.get("modality", "")) for i in chosen]
-            with _faults(self.place, "the index cannot be written to"):
+            with faults(self.place, "the index cannot be written to"):
                 insert = self.table.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
                 insert.execute(_rows(list(rows), kinds, vectors[chosen]))
             count += len(part)
@@ -187,7 +185,7 @@ class Index:
             raise InputError(f"k = {k}", "it asks for no neighbour", "give a number from 1 on")
         vector = self._query(query)
         condition = _condition(where, modality)
-        with _faults(self.place, "the index is damaged"):
+        with faults(self.place, "the index is damaged"):
             try:
                 found = self._nearest(vector, k, condition, exact)
                 if len(found) < k and not exact:  # a graph may lose its way among rows that a condition leaves out
@@ -195,7 +193,7 @@ class Index:
             except ValueError as error:
                 if where is None:
                     raise
-                raise InputError(f"condition {where!r}", f"it is not understood ({_plain(error)})", FILTERS) from error
+                raise InputError(f"condition {where!r}", f"it is not understood ({plain(error)})", FILTERS) from error
             if not found:
                 self._explain_nothing(modality)
         return found
@@ -208,7 +206,7 @@ class Index:
         Raises:
             InputError: The index is damaged or cannot be written to.
         """
-        with _faults(self.place, "the index cannot be optimised"):
+        with faults(self.place, "the index cannot be optimised"):
             if any("vector" in index.columns for index in self.table.list_indices()):
                 self.table.optimize()
                 return
@@ -275,51 +273,3 @@ def _rows(sources: list[str], modalities: list[str], vectors: np.ndarray) -> pa.
     now = [datetime.now(UTC).replace(microsecond=0)] * len(sources)
     cells = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     return pa.table([pa.array(sources), pa.array(modalities), pa.array(now, schema.field("added").type), cells], schema)
-
-
-def _name(place: str | Path) -> str:
-    """An address as it is, a folder as a path."""
-    return str(place) if "://" in str(place) else str(Path(place).expanduser())
-
-
-def _is_local(name: str) -> bool:
-    return "://" not in name
-
-
-def _connect(name: str) -> Any:
-    """LanceDB at the place.
-
-    Raises:
-        InputError: It is not installed, or LanceDB's cloud is asked without a key.
-    """
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its notes to developers are no news to users
-    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # what says which rows are indexed stays small
-    try:
-        import lancedb
-    except ImportError as error:
-        fix = "install the extra: pip install 'polysense[search]'"
-        raise InputError("lancedb", "it is not installed, and an index is one of its tables", fix) from error
-    if name.startswith("db://") and not (key := os.environ.get("LANCEDB_API_KEY")):
-        raise InputError(name, "LanceDB's cloud asks for a key", "set LANCEDB_API_KEY in the environment")
-    return lancedb.connect(name, api_key=key) if name.startswith("db://") else lancedb.connect(name)
-
-
-@contextmanager
-def _faults(name: str, problem: str) -> Iterator[None]:
-    """Whatever LanceDB raises becomes one sentence."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-        fix = "check the place, or make the index anew with polysense embed FILES --index PLACE"
-        raise InputError(name, f"{problem} ({_plain(error)})", fix) from error
-
-
-def _plain(error: Exception) -> str:
-    """A message of LanceDB's without its prefixes and places in its source."""
-    text = re.sub(r",? /\S+\.rs:\d+:\d+", "", " ".join(str(error).split()))
-    text = re.sub(r"^(lance error: |LanceError\(\w+\): |Invalid input, |External error: )+", "", text)
-    return text if len(text) <= 200 else text[:199] + "…"
