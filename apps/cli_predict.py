@@ -1,4 +1,4 @@
-"""Commands that answer: predict, detect, slide, embed."""
+"""Commands that answer: predict, detect, slide, embed, search."""
 
 from __future__ import annotations
 
@@ -183,6 +183,9 @@ def slide(
 def embed(
     inputs: Inputs,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Folder or address of an index to make or add to, for polysense search.")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="What the files are, where the ending does not say.")] = None,
     space: Annotated[Space, typer.Option(help="meaning: where files lie near the words for what they show.")] = (
         Space.encoder
@@ -195,6 +198,33 @@ def embed(
     """One vector per file, whatever its kind; all kinds may be mixed."""
     from polysense.apps.embed import embed as run
 
-    code = run(inputs, out=out, modality=modality, space=space.value, batch_size=batch_size,
+    code = run(inputs, out=out, index=index, modality=modality, space=space.value, batch_size=batch_size,
                skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
     raise typer.Exit(code)
+
+
+def search(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="What embed --index made: a folder or an address.")],
+    query: Annotated[
+        str,
+        typer.Argument(metavar="QUERY", help="A file of any kind; or words, where the index is of --space meaning."),
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many to find.")] = 10,
+    modality: Annotated[str | None, typer.Option(help="Find these alone: image, audio …")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="A condition in SQL on source, modality or added: \"source LIKE '%2026%'\".")
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="QUERY is words, even if a file has that name.")] = False,
+    kind: Annotated[
+        str | None, typer.Option("--query-modality", help="What the file is, where its ending does not say.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, however many there are.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="What was found: .jsonl, .csv or .parquet.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Finds what lies nearest to a file or to words in an index of embeddings."""
+    from polysense.apps.search import search as run
+
+    run(index, query, k=k, modality=modality, where=where, words=words, kind=kind, exact=exact, out=out, device=device,
+        threads=threads)  # fmt: skip

@@ -79,8 +79,8 @@ def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]
     return groups
 
 
-def guess(path: Path, known: Sequence[str]) -> str:
-    """The modality that a file's ending stands for.
+def guess(path: Path, known: Sequence[str], option: str = "--modality") -> str:
+    """The modality that a file's ending stands for; `option` says otherwise where it leaves doubt.
 
     Raises:
         InputError: None of them reads it, or several do.
@@ -91,7 +91,7 @@ def guess(path: Path, known: Sequence[str]) -> str:
     if "text" in fits and path.suffix.lower() == ".txt" and is_prose(path):
         return "text"
     problem = f"{path.suffix or 'no ending'} may be {' or '.join(fits)}" if fits else "its ending is unknown"
-    raise InputError(path, problem, f"say --modality {'|'.join(fits or known)}")
+    raise InputError(path, problem, f"say {option} {'|'.join(fits or known)}")
 
 
 def is_prose(path: Path) -> bool:

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def consume(
-    answers: Iterable[Prediction | InputError], sinks: Sequence[Callable[[Prediction], None]], out: Path | None
+    answers: Iterable[Prediction | InputError], sinks: Sequence[Callable[[Prediction], None]], out: Path | str | None
 ) -> int:
-    """Hands every answer to the sinks and every fault to stderr; says at the end what was done."""
+    """Hands every answer to the sinks and every fault to stderr; at the end says how many, and where they are."""
     start, done, skipped = time.perf_counter(), 0, 0
     for answer in answers:
         if isinstance(answer, InputError):

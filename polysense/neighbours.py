@@ -68,7 +68,7 @@ class Neighbours:
         """
         stream = iter(predictions)
         while part := list(islice(stream, ROWS)):
-            self.add_vectors(self._stack(part), [embedding.source for embedding in part], modality)
+            self.add_vectors(stack(part, self.dim), [embedding.source for embedding in part], modality)
 
     def add_vectors(self, vectors: ArrayLike, sources: Sequence[str], modality: str | Sequence[str] = "") -> None:
         """Adds vectors; all of them or, after an error, none.
@@ -95,7 +95,7 @@ class Neighbours:
                 self._blocks.append((np.empty((self.block, self.dim), np.float32), np.empty(self.block, np.int32)))
             stop = min(start + ROWS, start + self.block - offset, len(table))
             place = slice(offset, offset + stop - start)
-            self._blocks[number][0][place] = _unit(table[start:stop], sources[start:stop])
+            self._blocks[number][0][place] = unit_rows(table[start:stop], sources[start:stop])
             self._blocks[number][1][place] = codes[start:stop]
             start = stop
         self._modalities = known
@@ -129,7 +129,7 @@ class Neighbours:
             raise InputError(f"modality {modality!r}", "nothing in the collection is of it", f"choose from {known}")
         code = None if modality is None else self._modalities[modality]
         queries, names = self._queries(query)
-        queries = _unit(queries, names)
+        queries = unit_rows(queries, names)
         answers = []
         for start in range(0, len(queries), QUERIES):
             answers += self._nearest(queries[start : start + QUERIES], k, code)
@@ -222,21 +222,9 @@ class Neighbours:
         if isinstance(query, list | tuple) and not query:
             return np.empty((0, self.dim), np.float32), []
         if isinstance(query, list | tuple) and isinstance(query[0], Embedding):
-            return self._stack(query), [embedding.source for embedding in query]
+            return stack(query, self.dim), [embedding.source for embedding in query]
         table = self._table(query, "query")
         return table, [f"query {i}" for i in range(len(table))]
-
-    def _stack(self, embeddings: Sequence[Embedding]) -> np.ndarray:
-        """(n, d) of n embeddings."""
-        for embedding in embeddings:
-            if isinstance(embedding, InputError):  # what a stream that goes on after errors puts in an answer's place
-                raise embedding
-            if not isinstance(embedding, Embedding):
-                raise InputError(type(embedding).__name__, "it is no embedding", "use a task that embeds")
-            if np.shape(embedding.vector) != (self.dim,):
-                problem = f"its vector has shape {np.shape(embedding.vector)}, the collection's ({self.dim},)"
-                raise InputError(embedding.source, problem, "embed everything with the same task")
-        return np.stack([embedding.vector for embedding in embeddings])
 
     def _table(self, vectors: object, what: str) -> np.ndarray:
         """(n, d) numbers, checked for kind and width."""
@@ -251,7 +239,24 @@ class Neighbours:
         return table
 
 
-def _unit(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def stack(embeddings: Sequence[Embedding], dim: int) -> np.ndarray:
+    """(n, dim) of n embeddings.
+
+    Raises:
+        InputError: One of them is no embedding, or of another width.
+    """
+    for embedding in embeddings:
+        if isinstance(embedding, InputError):  # what a stream that goes on after errors puts in an answer's place
+            raise embedding
+        if not isinstance(embedding, Embedding):
+            raise InputError(type(embedding).__name__, "it is no embedding", "use a task that embeds")
+        if np.shape(embedding.vector) != (dim,):
+            problem = f"its vector has shape {np.shape(embedding.vector)}, the collection's ({dim},)"
+            raise InputError(embedding.source, problem, "embed everything with the same task")
+    return np.stack([embedding.vector for embedding in embeddings])
+
+
+def unit_rows(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Rows of unit length, float32; those that are already keep every bit.
 
     Raises:
