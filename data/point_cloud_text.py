@@ -6,6 +6,7 @@ Shape legend: n points, c columns.
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 from polysense.data.point_cloud_columns import features_of_columns, features_of_names
 
 NUMBERS = "give one point per line: x y z and up to four further numbers"
@@ -37,6 +39,7 @@ def read_numbers(
     """
     import pandas as pd
 
+    check("points", min(data.count(b"\n") - skip, rows or math.inf), name)
     try:
         frame = pd.read_csv(io.BytesIO(data), sep=delimiter, header=None, skiprows=skip, nrows=rows, comment="#",
                             skipinitialspace=True, low_memory=False, encoding="latin-1")  # fmt: skip
