@@ -144,13 +144,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def limits_first(arguments: list[str]) -> list[str]:
     """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]."""
-    front, rest = [], []
-    following = iter(arguments)
-    for argument in following:
-        limit = argument == "--limit" or argument.startswith("--limit=")
-        (front if limit else rest).append(argument)
-        if argument == "--limit":
-            front += [value for value in (next(following, None),) if value is not None]
+    front: list[str] = []
+    rest: list[str] = []
+    for i, argument in enumerate(arguments):
+        is_limit = argument.startswith("--limit=") or "--limit" in (argument, *arguments[max(i - 1, 0) : i])
+        (front if is_limit else rest).append(argument)
     return front + rest
 
 

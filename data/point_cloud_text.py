@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,11 @@ def read_numbers(
     """
     import pandas as pd
 
-    check("points", min(data.count(b"\n") - skip, rows or math.inf), name)
+    lines = islice(io.BytesIO(data), skip, None)
+    first = next((line for line in lines if line.strip() and not line.startswith(b"#")), b"")
+    points = min(data.count(b"\n") + (not data.endswith(b"\n")) - skip, rows or math.inf)
+    check("points", points, name)
+    check("cells", points * len(re.split(delimiter.encode(), first.strip())), name)  # short lines are filled up
     try:
         frame = pd.read_csv(io.BytesIO(data), sep=delimiter, header=None, skiprows=skip, nrows=rows, comment="#",
                             skipinitialspace=True, low_memory=False, encoding="latin-1")  # fmt: skip

@@ -63,8 +63,9 @@ def check_lines(text: str, delimiter: str, source: object) -> None:
     rows = text.count("\n") + (not text.endswith("\n"))
     check("rows", rows, source)
     first = re.search(r"[^\r\n]+", text)
-    if first is not None and len(delimiter) == 1:
-        check("cells", rows * (1 + first[0].count(delimiter)), source)
+    if first is not None:
+        width = len(first[0].split()) if delimiter == r"\s+" else 1 + first[0].count(delimiter)
+        check("cells", rows * width, source)
 
 
 def column_names(rows: pd.DataFrame, named: bool) -> list[str]:

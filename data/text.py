@@ -224,6 +224,7 @@ def _json_lines(text: str, name: str) -> pd.DataFrame:
             raise InputError(name, problem, 'write one object a line, such as {"text": "…"}')
         row = {key: None if isinstance(field, dict | list) else field for key, field in value.items()}
         rows.append({_whole(key): _whole(field) if isinstance(field, str) else field for key, field in row.items()})
+    check("cells", len(rows) * len({key for row in rows for key in row}), name)  # each row may have keys of its own
     return _named(name, rows)
 
 

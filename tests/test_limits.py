@@ -211,6 +211,25 @@ def test_bombs_are_refused_by_the_limits_as_they_stand(case, tmp_path):
     assert said in refusal(read, data, name, tmp_path)
 
 
+# What short files are filled up to.
+SPANS = {
+    "blanks": (read_table, (b"1 " * 2000 + b"\n") * 51 + b"2\n" * 100_000, "a.txt", 99_999_999,
+               "200.102 million cells"),
+    "keys": (read_text, b"".join(b'{"%d": 1}\n' % i for i in range(10_000)), "a.jsonl", 99_999_999,
+             "100 million cells"),
+    "points": (read_cloud, b"1 " * 5000 + b"\n" + b"2\n" * 50_000, "a.xyz", 99_999_999, "250.005 million cells"),
+    "uneven": (read_series, b"time,x,y\n" + b"".join(b"2024-01-01 00:%02d:%02d,1,2\n" % divmod(i, 60)
+               for i in range(3000)) + b"2024-01-01 12:00:00,1,2\n", "a.csv", 10_000, "86,402 cells"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPANS)
+def test_cells_that_readers_would_fill_in_are_counted(case, tmp_path):
+    read, data, name, most, said = SPANS[case]
+    with limited(cells=most):
+        assert said in refusal(read, data, name, tmp_path)
+
+
 def test_a_thousand_channels_need_little_memory(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros((400, 1000)), 8000)
     tracemalloc.start()
