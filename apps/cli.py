@@ -43,9 +43,15 @@ def _version(wanted: bool) -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.")] = False,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="Accept larger inputs: pixels=5e8 (docs/data.md names all).")
+    ] = None,
 ) -> None:
-    # `--debug` is taken out of the arguments by `main`, so that it may stand anywhere; it is declared for the help.
-    pass
+    # `main` takes `--debug` out of the arguments and puts `--limit` before the command: both may stand anywhere.
+    if limit:
+        from polysense.data.limits import parse_limits, set_limits
+
+        set_limits(parse_limits(limit))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the help's order
@@ -119,10 +125,12 @@ def try_it(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error a user can cause ends in one line on stderr and exit code 1."""
+    from polysense.data.limits import limited
+
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    with warnings.catch_warnings():
+    arguments = limits_first([argument for argument in arguments if argument != "--debug"])
+    with limited(), warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users
         try:
@@ -133,6 +141,16 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             typer.echo(f"error: {line}", err=True)
             raise SystemExit(1) from None
+
+
+def limits_first(arguments: list[str]) -> list[str]:
+    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]."""
+    front: list[str] = []
+    rest: list[str] = []
+    for i, argument in enumerate(arguments):
+        is_limit = argument.startswith("--limit=") or "--limit" in (argument, *arguments[max(i - 1, 0) : i])
+        (front if is_limit else rest).append(argument)
+    return front + rest
 
 
 def explain(error: Exception) -> str | None:

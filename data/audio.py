@@ -23,10 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check, check_file
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 SLOWEST = 100  # Hz; below it a "rate" is a mistake (seconds, kHz …)
 BLOCK = 1 << 19  # samples per channel decoded at a time
+WIDEST = 1 << 23  # and of all channels: a header may claim a thousand
+UNKNOWN = 1 << 40  # 2^62 samples and the like stand for "unknown" in streams
 FORMATS = "wav, flac, ogg or mp3"
 
 
@@ -98,6 +101,7 @@ def _opened(name: str, source: Any) -> BinaryIO | Path:
             raise InputError(name, "it is a folder, not a recording", f"give one {FORMATS} file")
         if not path.exists():
             raise InputError(name, "there is no such file", "check the path")
+        check_file(path)
         if path.stat().st_size == 0:
             raise InputError(name, "the file is empty", "copy or record it again")
         return path
@@ -117,17 +121,19 @@ def _from_file(name: str, opened: BinaryIO | Path, rate: int) -> np.ndarray:
         # A Path, not bytes: libsndfile then reads from disk instead of calling back into Python.
         with soundfile.SoundFile(opened) as file:
             _check_complete(name, file.extra_info, opened)
-            decoded = 0
+            if file.frames < UNKNOWN:
+                check("seconds", file.frames / file.samplerate, name)
+            decoded, size = 0, max(1, min(BLOCK, WIDEST // file.channels))
 
             def blocks() -> Iterator[np.ndarray]:
                 nonlocal decoded
-                for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+                for block in file.blocks(size, dtype="float32", always_2d=True):
                     decoded += len(block)
+                    check("seconds", decoded / file.samplerate, name)
                     yield _mono(block)
 
             wave = _resampled(name, blocks(), file.samplerate, rate)
-            # 2^62 and the like stand for "unknown" in streams.
-            if decoded < file.frames < 1 << 40:
+            if decoded < file.frames < UNKNOWN:
                 raise InputError(name, f"the file is cut short: {decoded} of {file.frames} samples could be decoded",
                                  "copy or export it again")  # fmt: skip
             return wave

@@ -21,9 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check, check_file
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-MAX_PIXELS = 200_000_000  # what a header may promise; 600 MB once decoded
 DRAFT_MARGIN = 2  # decode JPEGs no smaller than this times the target, so that the final resize still sees detail
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -113,17 +113,21 @@ def read_image_sized(source: Any, *, target: int | None = None) -> tuple[Image.I
         fix = "give a path, bytes, a file object, a PIL image, a NumPy array or a tensor"
         raise InputError(name, "an image cannot be read from this type", fix)
     with ExitStack() as stack:
-        stack.enter_context(_own_pixel_limit())
+        stack.enter_context(own_pixel_limit())
+        check_file(source)
         image = source if isinstance(source, Image.Image) else _open(open_source(source, stack), name)
         if 0 in image.size:
             raise InputError(name, "the image has no pixels", "export it again")
-        if image.width * image.height > MAX_PIXELS:
-            problem = f"the image has {image.width} × {image.height} pixels, more than {MAX_PIXELS // 10**6} million"
-            raise InputError(name, problem, "scale it down or cut it into tiles")
+        check_pixels(image, name)
         # A draft would change the caller's own PIL image for good.
         upright, size = _decode(image, None if image is source else target, name)
         rgb = _to_rgb(upright, name)
         return rgb.copy() if rgb is source else rgb, size
+
+
+def check_pixels(image: Image.Image, source: object) -> None:
+    """Refuses an image that was opened, but not decoded, for having more pixels than the limit."""
+    check("pixels", image.width * image.height, source, f"{image.width} × {image.height} pixels")
 
 
 def _open(file: Any, name: str) -> Image.Image:
@@ -225,7 +229,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _own_pixel_limit() -> Iterator[None]:
+def own_pixel_limit() -> Iterator[None]:
     """Lifts Pillow's bomb check, which warns below our limit and raises under it, while our own check stands in.
 
     Pillow keeps its limit in a module global; it is put back when the last reading thread leaves.

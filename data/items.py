@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -58,7 +59,8 @@ class Item:
         A copy lies in a temporary folder of its own, whatever the item is called, and is removed afterwards.
 
         Raises:
-            InputError: The listing found a fault, or the bytes cannot be fetched; or what the reader raises.
+            InputError: The listing found a fault, or the bytes cannot be fetched or are too many. One that is raised
+                while the path is read names the item, not the copy.
         """
         if self.fault is not None:
             raise self.fault
@@ -70,16 +72,21 @@ class Item:
             path = Path(folder) / f"input{ending[0] if ending else ''}"
             with path.open("wb") as target:
                 self._fetch(target)
-            yield path
+            try:
+                yield path
+            except InputError as error:
+                raise InputError(error.source.replace(str(path), self.name), error.problem, error.fix) from error
 
     def _fetch(self, target: IO[bytes]) -> None:
         if self.content is not None:
             target.write(self.content)
             return
+        check("bytes", self.size, self.name)
         with opened(self.place, self.name) as file, told(self.name):
             if self.size < 0:
                 while chunk := file.read(CHUNK):
                     target.write(chunk)
+                    check("bytes", target.tell(), self.name)
                 return
             file = unpacked(file)
             file.seek(self.offset)

@@ -14,7 +14,7 @@ from PIL import Image
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes
 from polysense.data.dataset import SPLITS, BoxTarget, Dataset
-from polysense.data.image import ORIENTATION
+from polysense.data.image import ORIENTATION, own_pixel_limit
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -37,7 +37,7 @@ def image_size(path: Path) -> tuple[int, int]:
         InputError: It is no image.
     """
     try:
-        with Image.open(path) as image:
+        with own_pixel_limit(), Image.open(path) as image:
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             return image.size[::-1] if turned else image.size
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet in a broken header

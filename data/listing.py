@@ -39,7 +39,7 @@ def list_items(names: Iterable[str], endings: Collection[str], *, strict: bool =
     Raises:
         InputError: A name stands for nothing, or its URL cannot be reached.
     """
-    endings = frozenset(endings)
+    endings, names = frozenset(endings), [names] if isinstance(names, str) else names
     if not strict:
         return _once(chain.from_iterable(_forgiving(name, endings) for name in names))
     return _once(chain.from_iterable([_started(name, endings) for name in names]))

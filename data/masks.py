@@ -8,6 +8,7 @@ Shape legend: h, w pixels of the original image; n points of a cloud.
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from polysense.core.errors import InputError
+from polysense.data.containers import array_shapes
 from polysense.data.dataset import Dataset, Item, list_files
-from polysense.data.image import IMAGE_ENDINGS
+from polysense.data.image import IMAGE_ENDINGS, check_pixels, own_pixel_limit
 from polysense.data.layouts import split_of, split_of_path
+from polysense.data.limits import check
 
 IGNORE = 255  # pixels without a class
 VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
@@ -85,13 +88,18 @@ def _decoded(path: Path) -> Int[np.ndarray, "h w"]:
         raise InputError(path, "there is no such mask", "check the path")
     if path.suffix.lower() == ".npy":
         try:
-            return read_mask(np.load(path, allow_pickle=False))
+            with path.open("rb") as file:
+                check("pixels", math.prod(array_shapes(file, path)[0]), path)
+                return read_mask(np.load(file, allow_pickle=False))
+        except InputError:
+            raise
         except (ValueError, OSError, EOFError) as error:
             raise InputError(path, f"the mask cannot be read ({error})", "save it as an integer array") from error
     try:
-        with Image.open(path) as image:
+        with own_pixel_limit(), Image.open(path) as image:
+            check_pixels(image, path)
             return _indices(image, path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL reports broken PNGs as SyntaxError
+    except (OSError, SyntaxError) as error:  # PIL reports broken PNGs as SyntaxError
         raise InputError(path, f"the mask cannot be read ({error})", "export it again as an index PNG") from error
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check_file
 from polysense.data.point_cloud_columns import features_of_columns, scale_colours, scale_intensity
 from polysense.data.point_cloud_files import decode
 from polysense.data.point_cloud_mesh import Mesh, import_open3d, sample_surface
@@ -113,6 +114,7 @@ def _wrap(decoded: Any, name: str) -> Cloud | Mesh:
 def _load(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(path, "this is a folder", "give a point cloud file")
+    check_file(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -8,18 +8,21 @@ Shape legend: n points, c columns.
 
 from __future__ import annotations
 
-import gzip
 import io
+import math
 import re
 import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polysense.core.errors import InputError
+from polysense.data.containers import array_shapes, gunzip
+from polysense.data.limits import check
 from polysense.data.point_cloud_columns import features_of_names, scale_colours, scale_intensity
 from polysense.data.point_cloud_mesh import (
     Mesh,
@@ -54,9 +57,12 @@ def decode(data: bytes, filename: str, name: str) -> Decoded:
     head, ending = data[:4096], Path(filename).suffix.lower()
     if head[:2] == b"\x1f\x8b":
         try:
-            return decode(gzip.decompress(data), filename.removesuffix(".gz"), name)
-        except (OSError, EOFError) as error:
+            data = gunzip(data, name)
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(name, "the gzip file is damaged", AGAIN) from error
+        if data[:2] == b"\x1f\x8b":  # there are files that hold themselves
+            raise InputError(name, "a gzip file lies in a gzip file", "unpack it once")
+        return decode(data, filename.removesuffix(".gz"), name)
     if re.match(rb"ply\s", head):
         return decode_ply(data, name)
     if head[:4] == b"LASF":
@@ -89,6 +95,7 @@ def _features(columns: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, di
 
 def _rows(data: bytes, offset: int, dtype: np.dtype, count: int, name: str) -> np.ndarray:
     """`count` packed records, a view of the bytes."""
+    check("points", count, name)
     have = (len(data) - offset) // max(dtype.itemsize, 1)
     if have < count:
         raise InputError(name, f"the file is truncated: {max(have, 0)} of {count} points", AGAIN)
@@ -201,7 +208,9 @@ def decode_pcd(data: bytes, name: str) -> Decoded:
 
 def _decode_compressed_pcd(data: bytes, offset: int, count: int, name: str) -> Decoded:
     """open3d undoes the LZF compression."""
-    size = int.from_bytes(data[offset : offset + 4], "little")
+    check("points", count, name)
+    size, whole = struct.unpack("<II", data[offset : offset + 8].ljust(8, b"\0"))
+    check("unpacked", whole, name)
     if len(data) < offset + 8 + size:
         raise InputError(name, "the PCD file is truncated", AGAIN)
     o3d = import_open3d()
@@ -230,10 +239,14 @@ def decode_las(data: bytes, name: str) -> Decoded:
     if not 227 <= size <= start <= len(data) or size + 54 * records > start:
         raise InputError(name, "the LAS header is truncated or damaged", AGAIN)
     try:
+        with laspy.open(io.BytesIO(data), closefd=False) as file:
+            check("points", file.header.point_count, name)
         cloud = laspy.read(io.BytesIO(data))
         xyz = np.asarray(cloud.xyz, np.float64)
         kinds = set(cloud.point_format.dimension_names)
         promised = cloud.header.point_count
+    except InputError:
+        raise
     except Exception as error:  # laspy, its two decompressors and struct each raise their own
         raise InputError(name, f"the LAS file is truncated or damaged ({error})", AGAIN) from error
     if len(xyz) < promised:
@@ -250,9 +263,13 @@ def decode_arrays(data: bytes, name: str) -> np.ndarray:
         arrays: dict[str, Any] = _hdf5_arrays(data, name)
     else:
         try:
+            for shape in array_shapes(io.BytesIO(data), name):
+                check("points", math.prod(shape[:-1]), name)
             loaded = np.load(io.BytesIO(data), allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-        except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        except InputError:
+            raise
+        except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             fix = "save it again with numpy.save or numpy.savez"
             raise InputError(name, "the NumPy file is truncated, damaged or holds objects", fix) from error
     key = next((key for key in ("xyz", "points", "pos", "data") if key in arrays), None)
@@ -269,7 +286,10 @@ def _hdf5_arrays(data: bytes, name: str) -> dict[str, np.ndarray]:
         raise InputError(name, "reading HDF5 needs h5py", "install h5py, or convert the file to npz") from None
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            return {key: value[()] for key, value in file.items() if isinstance(value, h5py.Dataset)}
+            held = {key: value for key, value in file.items() if isinstance(value, h5py.Dataset)}
+            check("points", max((math.prod(value.shape[:-1]) for value in held.values()), default=0), name)
+            check("unpacked", sum(value.nbytes for value in held.values()), name)
+            return {key: value[()] for key, value in held.items()}
     except OSError as error:
         raise InputError(name, "the HDF5 file is truncated or damaged", AGAIN) from error
 
@@ -279,6 +299,7 @@ def decode_kitti(data: bytes, columns: int, name: str) -> Decoded:
     if len(data) == 0 or len(data) % (4 * columns):
         problem = f"{len(data)} bytes are no whole number of points of {4 * columns} bytes (truncated?)"
         raise InputError(name, problem, "give float32 x, y, z, intensity")
+    check("points", len(data) // (4 * columns), name)
     values = np.frombuffer(data, "<f4").reshape(-1, columns)
     with np.errstate(invalid="ignore"):
         odd = ~(np.abs(values[:, :3]) < 1e7).all(1) & ~np.isnan(values[:, 0])

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 
 AGAIN = "export the mesh again"
 
@@ -83,6 +84,7 @@ def decode_stl(data: bytes, name: str) -> Mesh:
     binary = len(data) >= 84 and not (data[:5] == b"solid" and b"facet" in data[:4096])
     if binary and len(data) != 84 + 50 * int.from_bytes(data[80:84], "little"):
         raise InputError(name, "the STL file is truncated or damaged", AGAIN)
+    check("points", 3 * (len(data) // 50 if binary else data.count(b"facet normal")), name)
     if not binary and b"endsolid" not in data[-4096:]:
         raise InputError(name, "the STL file is truncated: it has no end", AGAIN)
     return decode_with_open3d(data, ".stl", name)
@@ -90,6 +92,7 @@ def decode_stl(data: bytes, name: str) -> Mesh:
 
 def decode_obj(data: bytes, name: str) -> Mesh:
     """Vertices and faces of an OBJ file. open3d reads nothing where the material file is missing or faces are."""
+    check("points", data.count(b"\nv "), name)
     vertices: list[list[str]] = []
     faces: list[list[int]] = []
     try:
@@ -114,6 +117,7 @@ def decode_off(data: bytes, name: str) -> Mesh:
     if match is None:
         raise InputError(name, "the OFF file has no counts of vertices and faces", AGAIN)
     v, f = int(match[1]), int(match[2])
+    check("points", v, name)
     lines = [line.split() for line in text[match.end() :].splitlines() if line.strip()]
     if len(lines) < v + f:
         raise InputError(name, f"the OFF file is truncated: {len(lines)} of {v + f} lines", AGAIN)

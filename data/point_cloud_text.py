@@ -6,13 +6,16 @@ Shape legend: n points, c columns.
 from __future__ import annotations
 
 import io
+import math
 import re
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 from polysense.data.point_cloud_columns import features_of_columns, features_of_names
 
 NUMBERS = "give one point per line: x y z and up to four further numbers"
@@ -37,6 +40,11 @@ def read_numbers(
     """
     import pandas as pd
 
+    lines = islice(io.BytesIO(data), skip, None)
+    first = next((line for line in lines if line.strip() and not line.startswith(b"#")), b"")
+    points = min(data.count(b"\n") + (not data.endswith(b"\n")) - skip, rows or math.inf)
+    check("points", points, name)
+    check("cells", points * len(re.split(delimiter.encode(), first.strip())), name)  # short lines are filled up
     try:
         frame = pd.read_csv(io.BytesIO(data), sep=delimiter, header=None, skiprows=skip, nrows=rows, comment="#",
                             skipinitialspace=True, low_memory=False, encoding="latin-1")  # fmt: skip

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 
 from polysense.core.errors import InputError
+from polysense.data.image import check_pixels, own_pixel_limit
 from polysense.data.masks import IGNORE, MaskFile, read_mask
 
 NOTHING = -1  # a pixel of no object: an answer there is wrong
@@ -62,9 +63,10 @@ class PanopticFile:
 
     def read(self) -> SegmentTarget:
         try:
-            with Image.open(self.path) as image:
+            with own_pixel_limit(), Image.open(self.path) as image:
+                check_pixels(image, self.path)
                 colours = np.asarray(image.convert("RGB"), np.int32)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError) as error:
             raise InputError(self.path, f"the segments cannot be read ({error})", "export it again") from error
         present, number = np.unique(colours @ np.array([1, 256, 65536]), return_inverse=True)
         known = [int(one) for one in present if one in self.names]

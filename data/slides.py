@@ -21,7 +21,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from polysense.core.errors import InputError
-from polysense.data.image import MAX_PIXELS, describe_source, open_source, read_image
+from polysense.data.image import describe_source, open_source, read_image
+from polysense.data.limits import limits
 from polysense.data.slide_segments import decode_segment
 
 CACHE = 128_000_000  # bytes of decoded segments
@@ -60,7 +61,7 @@ class TiffLevel:
             "uint8", "uint16"):  # fmt: skip
             problem = f"its pixels ({samples} × {page.dtype}, {page.photometric.name}) are no grey or RGB values"
             raise InputError(source, problem, "convert it to RGB of 8 bits")
-        if self.rows * self.columns > MAX_PIXELS:
+        if self.rows * self.columns > limits().pixels:
             problem = f"it is stored in pieces of {self.columns} × {self.rows} pixels, too large to read one by one"
             raise InputError(source, problem, "save it as a tiled TIFF")
         self.across = math.ceil(self.width / self.columns)

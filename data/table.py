@@ -6,8 +6,8 @@ values are NaN, NaT or NA. Pandas is imported where used: it costs half a second
 
 from __future__ import annotations
 
-import gzip
 import io
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polysense.core.errors import InputError
+from polysense.data.containers import check_parquet, check_workbook, gunzip
+from polysense.data.limits import check_file
 from polysense.data.table_text import DATE, MISSING, READABLE, Header, column_names, first_row_names, read_text
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def parse_dates(text: pd.Series) -> pd.Series | None:
 def _load(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(path, "this is a folder", "give a table file")
+    check_file(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -122,12 +125,15 @@ def _decode(data: bytes, name: str, header: Header) -> pd.DataFrame:
 
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+            data = gunzip(data, name)
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(name, "the gzip file is damaged", "compress it again") from error
     if data[:4] == b"PAR1":
         try:
+            check_parquet(data, name)
             frame = pd.read_parquet(io.BytesIO(data))
+        except InputError:
+            raise
         except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of these
             raise InputError(name, "the parquet file is truncated or damaged", "write it again") from error
         return _tidy(frame.reset_index(drop=True).set_axis([str(c) for c in frame.columns], axis=1), name)
@@ -140,7 +146,10 @@ def _read_xlsx(data: bytes, name: str, header: Header) -> pd.DataFrame:
     import pandas as pd
 
     try:
+        check_workbook(data, name)
         frame = pd.read_excel(io.BytesIO(data), header=None, dtype=object, engine="openpyxl")
+    except InputError:
+        raise
     except Exception as error:  # zipfile, xml and openpyxl raise a dozen kinds
         raise InputError(name, "the Excel file cannot be read", "save it again as xlsx, or as csv") from error
     frame = frame.dropna(how="all").reset_index(drop=True)

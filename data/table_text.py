@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ def read_text(data: bytes, name: str, header: Header) -> pd.DataFrame:
     if not text.strip():
         raise InputError(name, "the file is empty", READABLE)
     delimiter = sniff_delimiter(text)
+    check_lines(text, delimiter, name)
 
     def parse(**options: Any) -> pd.DataFrame:
         return pd.read_csv(io.StringIO(text), sep=delimiter, header=None, keep_default_na=False,
@@ -54,6 +56,16 @@ def read_text(data: bytes, name: str, header: Header) -> pd.DataFrame:
     if frame.shape[1] != head.shape[1] or frame[frame.columns[-1]].isna().any():
         _require_full_rows(text, delimiter, head.shape[1], name)
     return frame.set_axis(column_names(head, named), axis=1)
+
+
+def check_lines(text: str, delimiter: str, source: object) -> None:
+    """Refuses a text table with too many rows, or cells: short rows are filled up to the width of the first."""
+    rows = text.count("\n") + (not text.endswith("\n"))
+    check("rows", rows, source)
+    first = re.search(r"[^\r\n]+", text)
+    if first is not None:
+        width = len(first[0].split()) if delimiter == r"\s+" else 1 + first[0].count(delimiter)
+        check("cells", rows * width, source)
 
 
 def column_names(rows: pd.DataFrame, named: bool) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polysense.core.errors import InputError
-from polysense.data import text_files
+from polysense.data.limits import check
 from polysense.data.table import read_table, require_columns
 from polysense.data.table_text import FULL_ROWS, column_names, first_row_names
 from polysense.data.text_files import PLAIN, decode, load, unzip
@@ -69,11 +69,11 @@ def read_texts(source: Any, column: str | None = None) -> Iterator[Text]:
     is_file = isinstance(source, Path) or (isinstance(source, str) and _names_file(source))
     name = str(source) if is_file else MEMORY
     if isinstance(source, bytes):
-        yield _checked(decode(unzip(source, name, text_files.LARGEST), name), name)
+        yield _plain(unzip(source, name, plain=True), name)
     elif isinstance(source, str) and not is_file:
         yield _checked(source, name)
     elif is_file and _ending(source) not in TABLE_ENDINGS:
-        yield _checked(decode(load(Path(source), text_files.LARGEST), name), name)
+        yield _plain(load(Path(source), plain=True), name)
     else:
         import pandas as pd
 
@@ -186,6 +186,12 @@ def _ending(source: str | Path) -> str:
     return Path(path.stem).suffix.lower() if ending == ".gz" else ending
 
 
+def _plain(data: bytes, source: str) -> Text:
+    text = decode(data, source)
+    check("characters", len(text), source)
+    return _checked(text, source)
+
+
 def _checked(text: str, source: str) -> Text:
     if not text.strip():
         raise InputError(source, "the text is empty", "give a text with at least one word")
@@ -218,6 +224,7 @@ def _json_lines(text: str, name: str) -> pd.DataFrame:
             raise InputError(name, problem, 'write one object a line, such as {"text": "…"}')
         row = {key: None if isinstance(field, dict | list) else field for key, field in value.items()}
         rows.append({_whole(key): _whole(field) if isinstance(field, str) else field for key, field in row.items()})
+    check("cells", len(rows) * len({key for row in rows for key in row}), name)  # each row may have keys of its own
     return _named(name, rows)
 
 

@@ -6,15 +6,15 @@ Shared by plain texts and by tables of texts (`text.py`).
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
 import re
 import zlib
 from pathlib import Path
 
 from polysense.core.errors import InputError
+from polysense.data.containers import gunzip
+from polysense.data.limits import check, check_file
 
-LARGEST = 256_000_000  # bytes of a plain text file
+WIDEST = 4  # bytes of a character in any encoding
 EVIDENCE = 65_536  # bytes that the encoding is detected from, characters that are looked at for being binary
 CONTROLS = re.compile(r"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # not white space, nor the escape of terminals
 # utf-32 first: its mark begins with that of utf-16.
@@ -27,40 +27,37 @@ PLAIN = "give a plain text file, or a jsonl, csv, tsv, parquet or xlsx table"
 AS_UTF8 = "save it again as UTF-8"
 
 
-def load(path: Path, largest: int | None = None) -> bytes:
+def load(path: Path, plain: bool = False) -> bytes:
     """A file's content, unzipped.
 
+    Args:
+        path: The file.
+        plain: It is one text, of which the limit of characters holds.
+
     Raises:
-        InputError: No such file, a folder, no permission, or more than `largest` bytes.
+        InputError: No such file, a folder, no permission, or too large.
     """
     if path.is_dir():
         raise InputError(path, "this is a folder", "give a file")
+    check_file(path)
     try:
-        if largest is not None and path.stat().st_size > largest:
-            raise _too_large(path, largest)
+        if plain:
+            check("characters", path.stat().st_size / WIDEST, path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(path, "there is no such file", "check the path") from None
     except OSError as error:
         raise InputError(path, f"the file cannot be read ({error.strerror})", "check its permissions") from error
-    return unzip(data, path, largest)
+    return unzip(data, path, plain)
 
 
-def unzip(data: bytes, source: object, largest: int | None) -> bytes:
+def unzip(data: bytes, source: object, plain: bool) -> bytes:
     if data[:2] == b"\x1f\x8b":
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                data = file.read(-1 if largest is None else largest + 1)  # a few bytes may unfold to gigabytes
+            data = gunzip(data, source, *(("characters", WIDEST) if plain else ()))
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(source, "the gzip file is damaged", "compress it again") from error
-    if largest is not None and len(data) > largest:
-        raise _too_large(source, largest)
     return data
-
-
-def _too_large(source: object, largest: int) -> InputError:
-    problem = f"the text is larger than {largest / 1e6:g} MB"
-    return InputError(source, problem, "cut it into files, or write it as a table with a text a row")
 
 
 def decode(data: bytes, source: object) -> str:

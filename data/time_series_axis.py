@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -188,6 +189,7 @@ def even_grid(source: str, times: Times, values: Float[np.ndarray, "t c"]) -> tu
         return times, values, getattr(inferred, "freqstr", inferred)  # later pandas return an offset
     step = np.median(np.diff(times)).astype("timedelta64[ns]")
     grid, freq, exact = _grid(source, times, step)
+    check("cells", len(grid) * values.shape[1], source)
     if len(times) == len(grid) and (times == grid).all():
         return times, values, freq
     return grid, _on_grid(times, values, grid, exact), freq

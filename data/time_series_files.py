@@ -6,8 +6,8 @@ Shape legend: n series, t steps, c variates.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -19,6 +19,9 @@ import numpy as np
 import torch
 
 from polysense.core.errors import InputError
+from polysense.data.containers import array_shapes, check_parquet, check_workbook, gunzip
+from polysense.data.limits import check, check_file
+from polysense.data.table_text import check_lines
 from polysense.data.time_series_lines import lines_table
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ def _bytes_of(name: str, path: Path) -> bytes:
         raise InputError(name, "it is a folder, not a time series", "give one file")
     if not path.exists():
         raise InputError(name, "there is no such file", "check the path")
+    check_file(path)
     return path.read_bytes()
 
 
@@ -106,7 +110,7 @@ def _checked(name: str, arrays: Arrays) -> Arrays:
 def _from_bytes(name: str, data: bytes) -> pd.DataFrame | Arrays | str:
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
+            data = gunzip(data, name)
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(name, "its gzip stream is damaged or cut short", "compress or copy it again") from error
     if not data.strip():
@@ -129,9 +133,12 @@ def _parquet(name: str, data: bytes) -> pd.DataFrame:
     import pyarrow.parquet
 
     try:
+        check_parquet(data, name)
         table = pyarrow.parquet.read_table(io.BytesIO(data))
         table.validate(full=True)  # text that is no UTF-8 would only show when it is looked at
         return table.to_pandas()
+    except InputError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(name, "its parquet data are damaged or cut short", "write or copy it again") from error
 
@@ -140,15 +147,22 @@ def _excel(name: str, data: bytes) -> pd.DataFrame:
     import pandas as pd
 
     try:
+        check_workbook(data, name)
         return pd.read_excel(io.BytesIO(data), engine="openpyxl", na_values=MISSING)
+    except InputError:
+        raise
     except ZIP_FAULTS as error:
         raise InputError(name, "its workbook is damaged or cut short", "save or copy it again") from error
 
 
 def _numpy(name: str, data: bytes) -> Arrays:
     try:
+        for shape in array_shapes(io.BytesIO(data), name):
+            check("cells", math.prod(shape), name)
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         held = {"values": loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
+    except InputError:
+        raise
     except ZIP_FAULTS as error:
         raise InputError(name, f"its NumPy arrays cannot be read ({error})", "save plain numbers again") from error
     held = {key: array for key, array in held.items() if isinstance(array, np.ndarray)}  # any zip may come this way
@@ -182,8 +196,10 @@ def _csv(name: str, text: str) -> pd.DataFrame:
 
     lines = [line for line in text[:200_000].splitlines() if line.strip()][:50]
     delimiter = _delimiter(lines)
-    if delimiter and (series := lines_table(text, delimiter)) is not None:
+    check("rows", text.count("\n"), name)
+    if delimiter and (series := lines_table(text, delimiter, name)) is not None:
         return series
+    check_lines(text, delimiter or r"\s+", name)
     first = next(csv.reader([lines[0]], delimiter=delimiter, skipinitialspace=True)) if delimiter else lines[0].split()
     rows = lines[1:]
     headed = not all(_is_data(cell) for cell in first if cell.strip())

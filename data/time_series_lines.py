@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polysense.data.limits import check
 from polysense.data.time_series_axis import Times, parse_times
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ ID_NAMES = {"id", "ids", "name", "names", "series", "series_id", "series_name", 
 MISSING = {"", "?", "-", "--", ".", "na", "nan", "null", "missing"}
 
 
-def lines_table(text: str, delimiter: str) -> pd.DataFrame | None:
+def lines_table(text: str, delimiter: str, source: str) -> pd.DataFrame | None:
     """Lines of unequal length, or without a header, as a table with the columns "id", "1", "2" …; None for others."""
     import pandas as pd
 
@@ -43,6 +44,7 @@ def lines_table(text: str, delimiter: str) -> pd.DataFrame | None:
     if named and len({len(row) for row in rows}) == 1:
         return None  # the ordinary reader understands it, and `series_in_lines` judges its names
     names = rows[0] if named and len(rows[0]) == width else ["id", *map(str, range(1, width))]
+    check("cells", len(body) * width, source)
     values = np.full((len(body), width - 1), np.nan)
     for line, row in zip(values, body, strict=True):
         line[: len(row) - 1] = [np.nan if cell.strip().lower() in MISSING else float(cell) for cell in row[1:]]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from polysense.core.errors import InputError
+from polysense.data.limits import check
 
 
 def parse_ts(name: str, text: str) -> Iterator[tuple[np.ndarray, str | None]]:
@@ -71,6 +72,7 @@ def _series(where: str, line: str, labelled: bool, channels: int | None) -> tupl
         raise InputError(
             where, f"it holds something that is no number ({error})", "write missing values as ?"
         ) from error
+    check("cells", max(map(len, rows)) * len(rows), where)
     values = np.full((max(map(len, rows)), len(rows)), np.nan)
     for i, row in enumerate(rows):
         values[: len(row), i] = row

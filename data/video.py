@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from polysense.core.errors import InputError
-from polysense.data.image import MAX_PIXELS, describe_source, open_source, read_image_sized
+from polysense.data.image import describe_source, open_source, read_image_sized
+from polysense.data.limits import check, check_file
 
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
 ARRAY_RATE = 25.0  # frames a second that arrays and lists are taken to have
@@ -68,6 +69,7 @@ def read_video(source: Any, frames: int = 8, *, target: int | None = None) -> Cl
     if isinstance(source, Image.Image):
         return _from_images([source], frames, target, name)
     with ExitStack() as stack:
+        check_file(source)
         file = open_source(source, stack)
         start = file.tell()
         duration, certain = _measure(file, start, name)
@@ -101,22 +103,23 @@ def _opened(file: Any, start: int, name: str) -> Iterator[tuple[Any, Any]]:
         if not streams:
             raise InputError(name, "there is no video stream in this file", "give a file with pictures")
         stream = streams[0]
-        if stream.codec_context is None or stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-            raise InputError(
-                name, "the video's codec is unknown or its frames are too large", "convert it to MP4 (H.264)"
-            )
+        if stream.codec_context is None:
+            raise InputError(name, "the video's codec is unknown", "convert it to MP4 (H.264)")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        check("pixels", width * height, name, f"frames of {width} × {height} pixels")
         yield container, stream
 
 
 def _measure(file: Any, start: int, name: str) -> tuple[float, bool]:
     """Duration in seconds, and whether a file that silently ends before must have been cut."""
     with _opened(file, start, name) as (container, stream):
+        check("frames", stream.frames, name)
         stated, certain = _stated(container, stream)
         if stated > LONG:
             return stated, certain
         # What is stated can be short of the last frames (variable rate), that of the sound, or missing (recorded by a
         # browser): packets know better, and going through those of a short clip costs next to nothing.
-        packets = _last_packet(container, stream) + _step(stream)
+        packets = _last_packet(container, stream, name) + _step(stream)
         return (max(stated, packets) if stream.duration or certain else packets), certain
 
 
@@ -133,7 +136,7 @@ def _stated(container: Any, stream: Any) -> tuple[float, bool]:
     return (container.duration or 0) / av.time_base, False
 
 
-def _last_packet(container: Any, stream: Any) -> float:
+def _last_packet(container: Any, stream: Any, name: str) -> float:
     """Seconds at which the last picture appears, without decoding any."""
     import av
 
@@ -144,6 +147,7 @@ def _last_packet(container: Any, stream: Any) -> float:
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 last = max(last, count * step if stamp is None else _seconds(stamp, stream))
                 count += 1
+                check("frames", count, name)
     except av.error.FFmpegError:
         pass  # as far as it goes; decoding tells whether that is enough
     return last

@@ -9,6 +9,7 @@ import pytest
 
 from polysense.core.errors import InputError
 from polysense.data import text_files
+from polysense.data.limits import limited
 from polysense.data.table import read_table
 from polysense.data.text import FILL, NAME_IT, TEXT_ENDINGS, Text, read_text_table, read_texts, text_column, texts_of
 
@@ -146,18 +147,19 @@ def test_an_encoding_that_cannot_be_told(monkeypatch):
     assert "its encoding cannot be told (it looks like cp1252); save it again as UTF-8" in fault(b"\x81\x8d\x8f")
 
 
-def test_size_limit(tmp_path, monkeypatch):
-    assert text_files.LARGEST == 256e6
-    monkeypatch.setattr(text_files, "LARGEST", 2000)
+def test_size_limit(tmp_path):
     path, zipped = tmp_path / "a.txt", tmp_path / "a.txt.gz"
     path.write_text("x" * 2000)
-    assert words(path) == ["x" * 2000]
+    with limited(characters=2000):
+        assert words(path) == ["x" * 2000]
     path.write_text("x" * 2001)
     zipped.write_bytes(gzip.compress(b"x" * 2001))
-    for source in (path, zipped, b"x" * 2001):
-        assert "the text is larger than 0.002 MB; cut it into files" in fault(source)
+    with limited(characters=2000):
+        for source in (path, zipped, b"x" * 2001):
+            assert "it has 2,001 characters, more than the limit of 2,000; if it is to be trusted" in fault(source)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 3000}))  # a table is no plain text
-    assert words(tmp_path / "a.jsonl") == ["x" * 3000]
+    with limited(characters=2000):
+        assert words(tmp_path / "a.jsonl") == ["x" * 3000]
 
 
 # Endings

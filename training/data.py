@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -192,6 +193,7 @@ def _targets(table: pd.DataFrame, names: Sequence[str], task: Task) -> list[Any]
 
 def labelled_clouds(path: Path) -> Dataset:
     """npz files with `xyz` (n, 3) and integer `labels` (n,), in `train/`, `val/`, `test/` or one folder."""
+    from polysense.data.containers import array_shapes
     from polysense.data.dataset import list_files
     from polysense.data.masks import IGNORE
 
@@ -199,9 +201,12 @@ def labelled_clouds(path: Path) -> Dataset:
     for file in list_files(path, (".npz",)):
         split = SPLITS.get(file.parent.name.lower(), "")
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                labels = arrays["labels"].astype(np.int64)
-        except (KeyError, OSError, ValueError) as error:
+            with file.open("rb") as opened:
+                array_shapes(opened, file)  # refuses what would unfold to more than memory holds
+                labels = np.load(opened, allow_pickle=False)["labels"].astype(np.int64)
+        except InputError:
+            raise
+        except (KeyError, OSError, ValueError, BadZipFile) as error:
             raise InputError(file, "it has no array `labels`", "save arrays xyz (n, 3) and labels (n,)") from error
         items.append(Item(file, labels, split))
     if not items:
