@@ -144,12 +144,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def limits_first(arguments: list[str]) -> list[str]:
-    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]."""
+    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]; `cache --limit 2` stays."""
     front: list[str] = []
     rest: list[str] = []
-    for i, argument in enumerate(arguments):
-        is_limit = argument.startswith("--limit=") or "--limit" in (argument, *arguments[max(i - 1, 0) : i])
-        (front if is_limit else rest).append(argument)
+    ahead = iter(arguments)
+    for argument in ahead:
+        value = next(ahead, "") if argument == "--limit" else ""
+        whole = [argument, value] if value else [argument]
+        (front if "=" in value or argument.startswith("--limit=") and "=" in argument[8:] else rest).extend(whole)
     return front + rest
 
 
