@@ -151,7 +151,7 @@ def limits_first(arguments: list[str]) -> list[str]:
     for argument in ahead:
         value = next(ahead, "") if argument == "--limit" else ""
         whole = [argument, value] if value else [argument]
-        (front if "=" in value or argument.startswith("--limit=") and "=" in argument[8:] else rest).extend(whole)
+        (front if "=" in value or (argument.startswith("--limit=") and "=" in argument[8:]) else rest).extend(whole)
     return front + rest
 
 
