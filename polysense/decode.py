@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
+import shutil
 import signal
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -33,6 +37,7 @@ from polysense.tokenizers.base import Tokenizer
 
 START = 120.0  # seconds that a process may take to load the libraries
 MOST = 256  # items read ahead, however small
+LOOK = 0.2  # seconds after which what waits looks whether it is still to wait
 Setup = Callable[[], None]
 
 
@@ -195,7 +200,7 @@ class Decoders:
         for attempt in (1, 2):
             worker = worker or Worker(self.tokenizer, self.setup)
             try:
-                for read in worker.read(pending.item, self.timeout):
+                for read in worker.read(pending.item, self.timeout, lambda: not self._closed):
                     if not self._put(pending, read):
                         worker.stop()  # nobody wants the rest
                         return None
@@ -239,13 +244,13 @@ class Worker:
     def __init__(self, tokenizer: Tokenizer, setup: Setup | None) -> None:
         context = multiprocessing.get_context("forkserver")
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=work, args=(there, tokenizer, setup), daemon=True)
+        self.process = context.Process(target=work, args=(there, tokenizer, setup, tempfile.gettempdir()), daemon=True)
         self.process.start()
         there.close()  # or the end of the process would not be seen as the end of the pipe
         self._fresh = True
 
-    def read(self, item: Readable, timeout: float) -> Iterator[list[Sample] | InputError]:
-        """Has an item read.
+    def read(self, item: Readable, timeout: float, wanted: Callable[[], bool]) -> Iterator[list[Sample] | InputError]:
+        """Has an item read; ends early where it is wanted no more.
 
         Raises:
             TimeoutError: Nothing came in time.
@@ -253,8 +258,12 @@ class Worker:
         """
         self.pipe.send(item)
         while True:
-            if not self.pipe.poll(timeout + START if self._fresh else timeout):
-                raise TimeoutError
+            end = time.monotonic() + (timeout + START if self._fresh else timeout)
+            while not self.pipe.poll(min(LOOK, max(0, end - time.monotonic()))):
+                if not wanted():
+                    return
+                if time.monotonic() >= end:
+                    raise TimeoutError
             self._fresh = False
             message = self.pipe.recv()
             if message is None:
@@ -269,25 +278,34 @@ class Worker:
         if code is None:
             self.process.kill()
             self.process.join()
+        if code != 0:  # it could not clear up after itself
+            for left in Path(tempfile.gettempdir()).glob(f"{temporary(self.process.pid)}*"):
+                shutil.rmtree(left, ignore_errors=True)
         if code is not None and code < 0:
             return signal.Signals(-code).name
         return f"exit code {code}"
 
 
-def work(pipe: Connection, tokenizer: Tokenizer, setup: Setup | None) -> None:
-    """The life of a process: items in, what was read out, None after each."""
+def work(pipe: Connection, tokenizer: Tokenizer, setup: Setup | None, folder: str) -> None:
+    """The life of a process: items in, what was read out, None after each; temporary files lie in the folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     if setup is not None:
         setup()
-    try:
-        while True:
-            item = pipe.recv()
-            for read in read_item(tokenizer, item):
-                pipe.send(read if isinstance(read, InputError) else list(map(pack, read)))
-            pipe.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone or has had enough
+    with tempfile.TemporaryDirectory(prefix=temporary(os.getpid()), dir=folder) as tempfile.tempdir:
+        try:
+            while True:
+                item = pipe.recv()
+                for read in read_item(tokenizer, item):
+                    pipe.send(read if isinstance(read, InputError) else list(map(pack, read)))
+                pipe.send(None)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the parent is gone or has had enough
+
+
+def temporary(process: int | None) -> str:
+    """How names of a reading process's temporary folder begin, by which its parent finds what a crash left."""
+    return f"polysense-{process}-"
 
 
 Packed = tuple[dict[str, np.ndarray], str, Mapping[str, Any]]
