@@ -120,6 +120,8 @@ def _from_file(name: str, opened: BinaryIO | Path, rate: int) -> np.ndarray:
     try:
         # A Path, not bytes: libsndfile then reads from disk instead of calling back into Python.
         with soundfile.SoundFile(opened) as file:
+            if file.format == "RAW":  # what libsndfile takes anything for that is called .au, .vox or .gsm
+                raise InputError(name, "it is no readable recording (there is no header)", f"give a {FORMATS} file")
             _check_complete(name, file.extra_info, opened)
             if file.frames < UNKNOWN:
                 check("seconds", file.frames / file.samplerate, name)

@@ -145,6 +145,15 @@ def test_cut_mp3_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
         read_audio(cut("MP3"))
 
 
+def test_an_ending_makes_no_recording(tmp_path: Path) -> None:
+    """libsndfile would take whatever is called so for bare telephone samples."""
+    for ending in ("au", "snd", "vox", "gsm"):
+        path = tmp_path / f"letter.{ending}"
+        path.write_text("these are words and no sound " * 50)
+        with pytest.raises(InputError, match="no readable recording"):
+            read_audio(path)
+
+
 def test_paths_that_hold_no_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_audio(tmp_path / "none.wav")

@@ -25,7 +25,7 @@ from polysense.pipeline import Pipeline
 # What readers take; beside it, whether a file that lost most of its bytes cannot be read: text has no end to miss.
 FORMATS = {
     "image": {"png": True, "jpg": True, "gif": True, "webp": True, "bmp": True, "tiff": True},
-    "audio": {"wav": True, "flac": True, "mp3": True, "ogg": True},
+    "audio": {"wav": True, "flac": True, "mp3": True, "ogg": True, "au": True},
     "video": {"mp4": True},
     "point_cloud": {"ply": True, "pcd": True, "npy": True, "las": True, "xyz": False, "obj": False},
     "time_series": {"csv": False, "npz": True, "parquet": True, "ts": False},
