@@ -89,8 +89,8 @@ class Job:
             if folder.begun:
                 folder.check(self.settings)
             else:
-                for name, group in self.groups.items():
-                    folder.spool(name).fill(group.items())
+                for kind, group in self.groups.items():
+                    folder.spool(kind).fill(group.items())
                 folder.begin(self.settings)
             try:
                 self._answer(folder)
