@@ -283,7 +283,10 @@ def _cell(value: Any) -> Any:
 
 def _dumps(value: Any) -> str:
     # NaN is no JSON; a missing number is null for every reader.
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
