@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,6 +108,8 @@ class Decoders:
         # Reading touches no parameter, so that the copies hold none.
         self.tokenizer = copy.deepcopy(tokenizer).to("meta") if workers else tokenizer
         self.workers, self.timeout, self.room, self.setup = workers, timeout, room, setup
+        # What processes unpack or fetch lies here, so that one that is killed leaves nothing behind.
+        self._folder = tempfile.TemporaryDirectory(prefix="polysense-")
         self._changed = threading.Condition()
         self._queue: deque[Pending] = deque()
         self._held = 0
@@ -124,6 +127,7 @@ class Decoders:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._folder.cleanup()
 
     def stream(self, items: Iterable[tuple[int, Readable]]) -> Iterator[tuple[int, list[Sample] | InputError]]:
         """Reads numbered items.
@@ -193,7 +197,7 @@ class Decoders:
     def _read(self, worker: Worker | None, pending: Pending) -> Worker | None:
         """Has an item read, by a new process where there is none; gives the process back if it lives."""
         for attempt in (1, 2):
-            worker = worker or Worker(self.tokenizer, self.setup)
+            worker = worker or Worker(self.tokenizer, self.setup, self._folder.name)
             try:
                 for read in worker.read(pending.item, self.timeout):
                     if not self._put(pending, read):
@@ -236,10 +240,10 @@ class Decoders:
 class Worker:
     """One process, seen from this side."""
 
-    def __init__(self, tokenizer: Tokenizer, setup: Setup | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, setup: Setup | None, folder: str) -> None:
         context = multiprocessing.get_context("forkserver")
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=work, args=(there, tokenizer, setup), daemon=True)
+        self.process = context.Process(target=work, args=(there, tokenizer, setup, folder), daemon=True)
         self.process.start()
         there.close()  # or the end of the process would not be seen as the end of the pipe
         self._fresh = True
@@ -274,10 +278,11 @@ class Worker:
         return f"exit code {code}"
 
 
-def work(pipe: Connection, tokenizer: Tokenizer, setup: Setup | None) -> None:
+def work(pipe: Connection, tokenizer: Tokenizer, setup: Setup | None, folder: str) -> None:
     """The life of a process: items in, what was read out, None after each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
+    tempfile.tempdir = folder
     if setup is not None:
         setup()
     try:

@@ -42,7 +42,7 @@ YAMNET_FRAMES = 96  # what the network was trained on: windows of 0.96 s, beyond
 
 
 def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """The same maps, laid out with the channels of a pixel side by side: on a CPU an image of 128 pixels then takes about
+    """The same maps, the channels of a pixel side by side: on a CPU an image of 128 pixels then takes about
     two thirds of the time."""
     return x.contiguous(memory_format=torch.channels_last)
 
