@@ -16,8 +16,7 @@ from polysense.core.errors import InputError
 from polysense.data.dataset import Item
 from polysense.data.text import Text
 from polysense.tasks import TASKS
-from polysense.training import feature_cache, feature_store, token_cache
-from polysense.training import fit as fitting
+from polysense.training import feature_cache, feature_store, fit_data, token_cache
 from polysense.training.compute import start
 from polysense.training.evaluate import measure
 from polysense.training.examples import FileExamples, Subset
@@ -307,7 +306,7 @@ def test_fit_again_computes_nothing(quick, image_folders, monkeypatch, tmp_path)
             super().__init__(*given)
             caches.append(self)
 
-    monkeypatch.setattr(fitting, "FeatureCache", Watched)
+    monkeypatch.setattr(fit_data, "FeatureCache", Watched)
     options = {"tokenizer_options": PATCHES, "method": "probe"}
     first, bundle = quick("image-classification", image_folders, **options, out=tmp_path / "one")
     again, same = quick("image-classification", image_folders, **options, out=tmp_path / "two")
