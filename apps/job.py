@@ -86,13 +86,13 @@ class Job:
         out = output.path
         open_writer(out).discard()  # a name that cannot be written is told before hours of work
         with told_if_full(out), JobFolder(out, resume) as folder:
-            if folder.begun:
-                folder.check(self.settings)
-            else:
-                for kind, group in self.groups.items():
-                    folder.spool(kind).fill(group.items())
-                folder.begin(self.settings)
             try:
+                if folder.begun:
+                    folder.check(self.settings)
+                else:
+                    for kind, group in self.groups.items():
+                        folder.spool(kind).fill(group.items())
+                    folder.begin(self.settings)
                 self._answer(folder)
                 answers, errors = self._write(out, folder)
             except KeyboardInterrupt:
@@ -103,6 +103,7 @@ class Job:
                 raise SystemExit(130) from None
             output.send()
             folder.remove()
+        output.forget()
         count = f"{answers} answer{'s' if answers > 1 else ''}{f', {errors} skipped' if errors else ''}"
         note(f"{count}, {time.perf_counter() - start:.1f} s: {name}")
         return 3 if errors else 0
@@ -142,7 +143,8 @@ class Job:
     def _write(self, out: Path, folder: JobFolder) -> tuple[int, int]:
         """Writes the output and the list of errors; returns how many of each."""
         errors = out.with_name(f"{out.name}.errors.jsonl")
-        part = errors.with_name(f".{errors.name}.part")
+        parts = folder.parts()
+        part = parts / errors.name
         with folder.journal() as journal:
             counts = journal.counts
             try:
@@ -150,7 +152,7 @@ class Job:
                     if not counts.answers:
                         self._hand_out(journal, lines.write)
                     else:
-                        with open_writer(out, self.about, self.escape) as writer:
+                        with open_writer(out, self.about, self.escape, parts) as writer:
                             self._hand_out(journal, lines.write, writer.write)
                 if counts.errors:
                     part.replace(errors)

@@ -87,15 +87,25 @@ class JobFolder:
     def journal(self) -> Journal:
         return Journal(self.path / "answers")
 
+    def parts(self) -> Path:
+        """An empty folder for outputs that are not whole yet: what is left there when this is killed goes with it."""
+        path = self.path / "parts"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
     def remove(self) -> None:
         """When the output is whole."""
+        self._empty()
         self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _empty(self) -> None:
         (self.path / "settings.json").unlink(missing_ok=True)  # first, or what is left would look whole
         for path in self.path.iterdir():
-            if path.name != "lock":
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
                 path.unlink()
 
     def __enter__(self) -> JobFolder:

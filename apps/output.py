@@ -51,7 +51,11 @@ class Output:
         except Exception as error:  # each store has errors of its own
             problem = f"it cannot be written ({reason_of(error)})"
             raise InputError(self.name, problem, f"check access to it; the answers are in {self.path}") from error
-        shutil.rmtree(self.path.parent)
+
+    def forget(self) -> None:
+        """Removes what was made here, once it was sent and nobody will go on with it."""
+        if self.remote:
+            shutil.rmtree(self.path.parent)
 
     def _made(self) -> Iterator[Path]:
         """The output and what belongs to it."""

@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import re
+import tokenize
 import zipfile
 from typing import IO
 
@@ -79,7 +80,10 @@ def _shape(file: IO[bytes], size: int) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     # 3.0 differs from 2.0 in the encoding of names alone.
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except (tokenize.TokenError, SyntaxError) as error:  # NumPy has Python take headers of old writers apart
+        raise ValueError("the header of an array is damaged") from error
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"{size} bytes hold no array of shape {shape}")
     return shape

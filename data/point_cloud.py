@@ -24,6 +24,7 @@ __all__ = ["CLOUD_ENDINGS", "Cloud", "import_open3d", "read_cloud", "read_clouds
 CLOUD_ENDINGS = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts", ".asc", ".txt", ".off", ".obj", ".stl", ".las",
                  ".laz", ".npy", ".npz", ".bin")  # fmt: skip
 SURFACE_POINTS = 20_000  # sampled from a triangle mesh
+FARTHEST = 1e100  # of a coordinate, in any unit; squares of what is beyond overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Cloud:
     """Points in the file's own unit.
 
     Attributes:
-        xyz: Finite coordinates, float64: survey coordinates of 5,000,000 m keep their millimetres.
+        xyz: Finite coordinates below `FARTHEST`, float64: survey coordinates of 5,000,000 m keep their millimetres.
         features: float32 (n, k) by name: "rgb" (k = 3, 0 to 1), "intensity" (k = 1, 0 to 1), "normals" (k = 3).
     """
 
@@ -164,7 +165,7 @@ def _finite(cloud: Cloud, name: str) -> Cloud:
     """Drops points without finite coordinates; what is not finite in a feature becomes zero."""
     if cloud.xyz.ndim != 2 or len(cloud.xyz) == 0:
         raise InputError(name, "the cloud holds no points", "give a cloud with at least one point")
-    keep = np.isfinite(cloud.xyz).all(1)
+    keep = ((cloud.xyz < FARTHEST) & (cloud.xyz > -FARTHEST)).all(1)  # NaN is neither
     if not keep.any():
         raise InputError(name, "no point has finite coordinates", "export the cloud again")
     features = {key: np.nan_to_num(value, posinf=0, neginf=0) for key, value in cloud.features.items()}

@@ -117,7 +117,12 @@ def decode_ply(data: bytes, name: str) -> Decoded:
                 elements.append((words[1], int(words[2]), []))
             elif words[:1] == ["property"]:
                 kinds = [PLY_TYPES[word] for word in words[1:-1] if word != "list"]
+                is_list, before = "list" in words[1:-1], [key for key, _ in elements[-1][2]]
+                if len(kinds) != 1 + is_list or words[-1] in before:
+                    raise ValueError(f"property {words[-1]}")
                 elements[-1][2].append((words[-1], " ".join(kinds)))  # two of them for a list: length and entries
+        if any(count < 0 for _, count, _ in elements):
+            raise ValueError("a negative count")
     except (IndexError, KeyError, ValueError) as error:
         raise InputError(name, "the PLY header is damaged", AGAIN) from error
     order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(form, "")
@@ -186,7 +191,7 @@ def decode_pcd(data: bytes, name: str) -> Decoded:
         count = int(header["POINTS"][0]) if "POINTS" in header else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise InputError(name, "the PCD header is damaged", AGAIN) from error
-    if count == 0:
+    if count < 1:
         raise InputError(name, "the PCD file holds no points", "give a cloud with at least one point")
     if match[1] == b"binary_compressed":
         return _decode_compressed_pcd(data, match.end(), count, name)

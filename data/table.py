@@ -132,9 +132,9 @@ def _decode(data: bytes, name: str, header: Header) -> pd.DataFrame:
         try:
             check_parquet(data, name)
             frame = pd.read_parquet(io.BytesIO(data))
-        except InputError:
+        except (InputError, MemoryError):
             raise
-        except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of these
+        except Exception as error:  # pyarrow's are of a dozen kinds, pandas' own notes in the footer add theirs
             raise InputError(name, "the parquet file is truncated or damaged", "write it again") from error
         return _tidy(frame.reset_index(drop=True).set_axis([str(c) for c in frame.columns], axis=1), name)
     frame = _read_xlsx(data, name, header) if data[:4] == b"PK\x03\x04" else read_text(data, name, header)

@@ -80,7 +80,9 @@ def column_names(rows: pd.DataFrame, named: bool) -> list[str]:
 def _require_full_rows(text: str, delimiter: str, width: int, name: str) -> None:
     """Pandas fills short rows with empty cells; the cells that are really there must be counted."""
     if len(delimiter) == 1:
-        rows: Iterable[list[str]] = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may hold a book
+        file = io.StringIO(text, newline=None)  # a lone carriage return ends a row, as it does for pandas
+        rows: Iterable[list[str]] = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
     else:
         rows = (line.split() for line in text.splitlines())
     for number, cells in enumerate(rows, 1):

@@ -3,7 +3,8 @@ embeddings. What stands at the
 path is always complete.
 
 Rows are written as they come into a temporary file beside the target, which takes the target's name at the end: a run
-that fails or is stopped leaves whatever stood there before.
+that fails or is stopped leaves whatever stood there before. What is killed leaves that file too, so that those who can
+go on say where it shall stand.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Writer:
         path: The file to make. Its folder must exist.
         about: Columns that all rows have, after their own.
         escape: In .csv: make texts harmless that a spreadsheet would take for formulas.
+        parts: Folder for what is not whole yet, on the same disk; None: beside the file.
 
     Raises:
         InputError: The folder is not there or cannot be written to.
@@ -41,7 +43,13 @@ class Writer:
 
     binary: ClassVar[bool] = False
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        about: Mapping[str, Any] | None = None,
+        escape: bool = False,
+        parts: Path | None = None,
+    ) -> None:
         self.path = Path(path)
         self.escape = escape
         self.about = dict(about or {})
@@ -52,7 +60,8 @@ class Writer:
             raise InputError(path, "its folder does not exist", f"create {self.path.parent} first")
         if self.path.is_dir():
             raise InputError(path, "this is a folder", "name a file")
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._unfinished = (parts or self.path.parent) / f".{self.path.name}.{os.getpid()}"
+        self._part = Path(f"{self._unfinished}.part")
         self.file: IO[Any]
         try:
             self.file = self._part.open("wb") if self.binary else self._part.open("w", encoding="utf-8", newline="")
@@ -111,7 +120,7 @@ class Writer:
         from PIL import Image
 
         if self._new_masks is None:
-            self._new_masks = self.path.with_name(f".{self.path.name}.{os.getpid()}.masks")
+            self._new_masks = Path(f"{self._unfinished}.masks")
             self._new_masks.mkdir()
         index = np.atleast_2d(index)
         # 8 bits hold 256 classes and open everywhere; more need the 16-bit kind.
@@ -142,8 +151,8 @@ class JsonWriter(Writer):
 class CocoWriter(Writer):
     """COCO detection json, see `coco_content`."""
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
-        super().__init__(path, about, escape)
+    def __init__(self, path: str | Path, *options: Any) -> None:
+        super().__init__(path, *options)
         self._answers: list[Boxes] = []
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
@@ -200,8 +209,8 @@ class ParquetWriter(TableWriter):
     binary = True
     chunk = 1024  # rows kept in memory before they become a row group
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
-        super().__init__(path, about, escape)
+    def __init__(self, path: str | Path, *options: Any) -> None:
+        super().__init__(path, *options)
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
 
@@ -240,8 +249,10 @@ WRITERS: dict[str, type[Writer]] = {  # an ending that ends like another one com
 }
 
 
-def open_writer(path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> Writer:
-    """Chooses the writer by the path's ending.
+def open_writer(
+    path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False, parts: Path | None = None
+) -> Writer:
+    """Chooses the writer by the path's ending; see `Writer`.
 
     Raises:
         InputError: The ending is none that can be written, or the folder cannot be written to.
@@ -253,7 +264,7 @@ def open_writer(path: str | Path, about: Mapping[str, Any] | None = None, escape
     if writer is None:
         raise InputError(path, f"cannot write {Path(path).suffix or 'a file without ending'}",
                          f"end the name with one of {', '.join(WRITERS)}")  # fmt: skip
-    return writer(path, about, escape)
+    return writer(path, about, escape, parts)
 
 
 def rows(

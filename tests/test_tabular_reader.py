@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from polysense.core.errors import InputError
@@ -99,6 +100,8 @@ def test_quotes_blanks_and_missing_markers():
 
 def test_an_empty_last_cell_is_no_short_row():
     assert read_table(b"a,b\n1,\n2,x\n")["b"].isna().tolist() == [True, False]
+    assert read_table(b"a,b\r1,\r2,x\r")["b"].isna().tolist() == [True, False]  # lines as on old Macs
+    assert read_table(b"a,b\n1,\n" + b"2" * 200_000 + b",x\n")["b"].isna().tolist() == [True, False]
 
 
 def test_blanks_as_delimiter():
@@ -133,6 +136,7 @@ def test_what_is_no_date_stays_text():
         (b"a,b,c\n", "no rows"),
         (b"a,b\n1,2\n3,4,5\n", "ragged"),
         (b"a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, not 3"),
+        (b"a,b,c\n1,2,3\n4,5\r6,7,8\n", "line 3 has 2 cells, not 3"),
         (b'a,b\n1,"open\n2,3\n', "ragged"),
         (bytes(range(256)) * 8, "binary"),
         (b"PAR1 not really", "parquet"),
@@ -152,6 +156,15 @@ def test_truncated_parquet(tmp_path):
     frame().to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="parquet"):
         read_table((tmp_path / "a.parquet").read_bytes()[:-100])
+
+
+def test_damaged_notes_of_pandas(tmp_path):
+    """It leaves them in the footer of a parquet file, and looks for them there."""
+    table = pyarrow.Table.from_pandas(frame())
+    notes = table.schema.metadata[b"pandas"].replace(b'"numpy_type"', b'"numpy_tyqe"')
+    pyarrow.parquet.write_table(table.replace_schema_metadata({b"pandas": notes}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="parquet"):
+        read_table(tmp_path / "a.parquet")
 
 
 def test_missing_file_and_folder(tmp_path):
