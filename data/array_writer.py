@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,16 +17,15 @@ class ArrayWriter(Writer):
 
     binary: ClassVar[bool] = True
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any] | None = None, escape: bool = False) -> None:
-        super().__init__(path, about, escape)
-        self._names: list[tuple[str, str]] = []
+    def __init__(self, path: str | Path, *options: Any) -> None:
+        super().__init__(path, *options)
+        self._names: list[tuple[str, str]] = []  # sources and modalities
         self._width = 0
 
     def add(self, prediction: Prediction, record: dict[str, Any]) -> None:
         if not isinstance(prediction, Embedding):
-            raise InputError(
-                self.path, "this format holds embeddings, and the answers are none", "write .jsonl instead"
-            )
+            problem = "this format holds embeddings, and the answers are none"
+            raise InputError(self.path, problem, "write .jsonl instead")
         if self._names and len(prediction.vector) != self._width:
             problem = f"vectors of {self._width} and {len(prediction.vector)} numbers do not fit one array"
             raise InputError(self.path, problem, "write .jsonl instead")

@@ -47,6 +47,13 @@ def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def lay_out(stem: nn.Module) -> None:
+    """Lays a stem's kernels out as `channels_last` does its maps."""
+    for parameter in stem.parameters():
+        if parameter.ndim == 4:
+            parameter.data = channels_last(parameter.data)
+
+
 class PaddedConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding for inputs whose sides the total stride divides."""
 
@@ -106,7 +113,7 @@ class Lite0Stem(nn.Module):
                 blocks.append(InvertedResidual(channels, stage, stage.stride if i == 0 else 1))
                 channels = stage.channels
         self.blocks = nn.Sequential(*blocks)
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         return self.blocks(F.relu6(self.first(channels_last(x))))
@@ -146,7 +153,7 @@ class YamnetStem(nn.Module):
             blocks.append(Separable(channels, out_channels, stride))
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 1024 t2 6"]:
         frames = x.shape[2]
