@@ -117,6 +117,7 @@ class Decoders:
         self._failure: BaseException | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
+        self._live: set[Worker] = set()
 
     def __enter__(self) -> Decoders:
         return self
@@ -125,6 +126,8 @@ class Decoders:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            for worker in self._live:  # which may be deep in a file that nobody wants any more
+                worker.process.kill()
         for thread in self._threads:
             thread.join()
         self._folder.cleanup()
@@ -181,7 +184,23 @@ class Decoders:
                 self._running -= 1
                 self._changed.notify_all()
             if worker is not None:
-                worker.stop()
+                self._stop(worker)
+
+    def _start(self) -> Worker | None:
+        """A new process; none where nothing is wanted any more."""
+        worker = Worker(self.tokenizer, self.setup, self._folder.name)
+        with self._changed:
+            if not self._closed:
+                self._live.add(worker)
+                return worker
+        worker.stop()
+        return None
+
+    def _stop(self, worker: Worker) -> str:
+        """Ends a process and says how it ended."""
+        with self._changed:
+            self._live.discard(worker)
+        return worker.stop()
 
     def _next(self) -> Pending | None:
         with self._changed:
@@ -197,21 +216,22 @@ class Decoders:
     def _read(self, worker: Worker | None, pending: Pending) -> Worker | None:
         """Has an item read, by a new process where there is none; gives the process back if it lives."""
         for attempt in (1, 2):
-            worker = worker or Worker(self.tokenizer, self.setup, self._folder.name)
+            worker = worker or self._start()
+            if worker is None:
+                return None
             try:
                 for read in worker.read(pending.item, self.timeout):
                     if not self._put(pending, read):
-                        worker.stop()  # nobody wants the rest
-                        return None
+                        return worker  # nobody wants the rest
                 break
             except TimeoutError:
-                worker.stop()
+                self._stop(worker)
                 problem = f"it could not be read within {self.timeout:g} seconds"
                 self._put(pending, InputError(pending.item.name, problem, "leave it out, or raise --timeout"))
                 worker = None
                 break
             except (EOFError, OSError):
-                ended = worker.stop()
+                ended = self._stop(worker)
                 worker = None
                 # Whatever killed the process may have meant another one: once more, if nothing was handed on.
                 if attempt == 2 or pending.given:

@@ -117,6 +117,14 @@ def test_leaving_early_ends_all_processes(tmp_path: Path) -> None:
         os.kill(process, 0)
 
 
+def test_leaving_does_not_wait_for_a_file_that_hangs(tmp_path: Path) -> None:
+    items = write(tmp_path, "1", "hang", "hang")
+    with Decoders(Reader(), 2) as decoders:
+        next(iter(decoders.stream(items)))
+        start = time.monotonic()
+    assert time.monotonic() - start < 30
+
+
 def test_a_fault_of_the_listing_is_raised(tmp_path: Path) -> None:
     def items() -> Iterator[tuple[int, Item]]:
         yield from write(tmp_path, "1")
