@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
+import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -34,6 +37,7 @@ from polysense.tokenizers.base import Tokenizer
 
 START = 120.0  # seconds that a process may take to load the libraries
 MOST = 256  # items read ahead, however small
+LOOK = 0.2  # seconds after which what waits looks whether it is still to wait
 Setup = Callable[[], None]
 
 
@@ -108,8 +112,6 @@ class Decoders:
         # Reading touches no parameter, so that the copies hold none.
         self.tokenizer = copy.deepcopy(tokenizer).to("meta") if workers else tokenizer
         self.workers, self.timeout, self.room, self.setup = workers, timeout, room, setup
-        # What processes unpack or fetch lies here, so that one that is killed leaves nothing behind.
-        self._folder = tempfile.TemporaryDirectory(prefix="polysense-")
         self._changed = threading.Condition()
         self._queue: deque[Pending] = deque()
         self._held = 0
@@ -117,7 +119,6 @@ class Decoders:
         self._failure: BaseException | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._live: set[Worker] = set()
 
     def __enter__(self) -> Decoders:
         return self
@@ -126,11 +127,8 @@ class Decoders:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            for worker in self._live:  # which may be deep in a file that nobody wants any more
-                worker.process.kill()
         for thread in self._threads:
             thread.join()
-        self._folder.cleanup()
 
     def stream(self, items: Iterable[tuple[int, Readable]]) -> Iterator[tuple[int, list[Sample] | InputError]]:
         """Reads numbered items.
@@ -184,23 +182,7 @@ class Decoders:
                 self._running -= 1
                 self._changed.notify_all()
             if worker is not None:
-                self._stop(worker)
-
-    def _start(self) -> Worker | None:
-        """A new process; none where nothing is wanted any more."""
-        worker = Worker(self.tokenizer, self.setup, self._folder.name)
-        with self._changed:
-            if not self._closed:
-                self._live.add(worker)
-                return worker
-        worker.stop()
-        return None
-
-    def _stop(self, worker: Worker) -> str:
-        """Ends a process and says how it ended."""
-        with self._changed:
-            self._live.discard(worker)
-        return worker.stop()
+                worker.stop()
 
     def _next(self) -> Pending | None:
         with self._changed:
@@ -216,22 +198,21 @@ class Decoders:
     def _read(self, worker: Worker | None, pending: Pending) -> Worker | None:
         """Has an item read, by a new process where there is none; gives the process back if it lives."""
         for attempt in (1, 2):
-            worker = worker or self._start()
-            if worker is None:
-                return None
+            worker = worker or Worker(self.tokenizer, self.setup)
             try:
-                for read in worker.read(pending.item, self.timeout):
+                for read in worker.read(pending.item, self.timeout, lambda: not self._closed):
                     if not self._put(pending, read):
-                        return worker  # nobody wants the rest
+                        worker.stop()  # nobody wants the rest
+                        return None
                 break
             except TimeoutError:
-                self._stop(worker)
+                worker.stop()
                 problem = f"it could not be read within {self.timeout:g} seconds"
                 self._put(pending, InputError(pending.item.name, problem, "leave it out, or raise --timeout"))
                 worker = None
                 break
             except (EOFError, OSError):
-                ended = self._stop(worker)
+                ended = worker.stop()
                 worker = None
                 # Whatever killed the process may have meant another one: once more, if nothing was handed on.
                 if attempt == 2 or pending.given:
@@ -260,16 +241,16 @@ class Decoders:
 class Worker:
     """One process, seen from this side."""
 
-    def __init__(self, tokenizer: Tokenizer, setup: Setup | None, folder: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, setup: Setup | None) -> None:
         context = multiprocessing.get_context("forkserver")
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=work, args=(there, tokenizer, setup, folder), daemon=True)
+        self.process = context.Process(target=work, args=(there, tokenizer, setup, tempfile.gettempdir()), daemon=True)
         self.process.start()
         there.close()  # or the end of the process would not be seen as the end of the pipe
         self._fresh = True
 
-    def read(self, item: Readable, timeout: float) -> Iterator[list[Sample] | InputError]:
-        """Has an item read.
+    def read(self, item: Readable, timeout: float, wanted: Callable[[], bool]) -> Iterator[list[Sample] | InputError]:
+        """Has an item read; ends early where it is wanted no more.
 
         Raises:
             TimeoutError: Nothing came in time.
@@ -277,8 +258,12 @@ class Worker:
         """
         self.pipe.send(item)
         while True:
-            if not self.pipe.poll(timeout + START if self._fresh else timeout):
-                raise TimeoutError
+            end = time.monotonic() + (timeout + START if self._fresh else timeout)
+            while not self.pipe.poll(min(LOOK, max(0, end - time.monotonic()))):
+                if not wanted():
+                    return
+                if time.monotonic() >= end:
+                    raise TimeoutError
             self._fresh = False
             message = self.pipe.recv()
             if message is None:
@@ -293,26 +278,34 @@ class Worker:
         if code is None:
             self.process.kill()
             self.process.join()
+        if code != 0:  # it could not clear up after itself
+            for left in Path(tempfile.gettempdir()).glob(f"{temporary(self.process.pid)}*"):
+                shutil.rmtree(left, ignore_errors=True)
         if code is not None and code < 0:
             return signal.Signals(-code).name
         return f"exit code {code}"
 
 
 def work(pipe: Connection, tokenizer: Tokenizer, setup: Setup | None, folder: str) -> None:
-    """The life of a process: items in, what was read out, None after each."""
+    """The life of a process: items in, what was read out, None after each; temporary files lie in the folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    tempfile.tempdir = folder
     if setup is not None:
         setup()
-    try:
-        while True:
-            item = pipe.recv()
-            for read in read_item(tokenizer, item):
-                pipe.send(read if isinstance(read, InputError) else list(map(pack, read)))
-            pipe.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone or has had enough
+    with tempfile.TemporaryDirectory(prefix=temporary(os.getpid()), dir=folder) as tempfile.tempdir:
+        try:
+            while True:
+                item = pipe.recv()
+                for read in read_item(tokenizer, item):
+                    pipe.send(read if isinstance(read, InputError) else list(map(pack, read)))
+                pipe.send(None)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the parent is gone or has had enough
+
+
+def temporary(process: int | None) -> str:
+    """How names of a reading process's temporary folder begin, by which its parent finds what a crash left."""
+    return f"polysense-{process}-"
 
 
 Packed = tuple[dict[str, np.ndarray], str, Mapping[str, Any]]

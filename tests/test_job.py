@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta, timezone
 from pathlib import Path
@@ -22,6 +24,7 @@ from polysense.data.items import Item
 from polysense.data.journal import Journal, Place
 from polysense.data.prediction_json import dumps, loads
 from polysense.data.spool import Spool
+from polysense.data.writers import JsonLinesWriter
 
 RNG = np.random.default_rng(0)
 ANSWERS = [
@@ -195,8 +198,6 @@ def test_a_full_disk_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_at_the_end_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polysense.data.writers import JsonLinesWriter
-
     def full(self: JsonLinesWriter, prediction: Prediction, record: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -244,6 +245,32 @@ def test_nothing_but_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "o.jsonl").exists()
     assert len(rows(tmp_path / "o.jsonl.errors.jsonl")) == 4
     assert not hidden(tmp_path)
+
+
+def test_its_last_line_says_where_the_answers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job(bad=(1,)).run(tmp_path / "o.jsonl")
+    assert re.fullmatch(
+        rf"9 answers, 1 skipped, [\d.]+ s: {tmp_path}/o.jsonl", capsys.readouterr().err.splitlines()[-1]
+    )
+
+
+def test_killed_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no process will ever finish stands in the job's folder, and goes with it."""
+    out, add = tmp_path / "o.jsonl", JsonLinesWriter.add
+
+    def killed(self: JsonLinesWriter, prediction: Prediction, record: Any) -> None:
+        if record["source"] == "5.jpg":
+            shutil.copytree(tmp_path, copy)  # as a process that is no more leaves it
+        add(self, prediction, record)
+
+    copy = tmp_path.with_name(f"{tmp_path.name}-copy")
+    monkeypatch.setattr(JsonLinesWriter, "add", killed)
+    job().run(out)
+    monkeypatch.undo()
+    assert os.listdir(copy) == [".o.jsonl.job"]
+    assert job(stop=0).run(copy / "o.jsonl", resume=True) == 0
+    assert os.listdir(copy) == ["o.jsonl"]
+    assert (copy / "o.jsonl").read_bytes() == out.read_bytes()
 
 
 def test_errors_of_a_run_before_go(tmp_path: Path) -> None:
