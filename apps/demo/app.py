@@ -17,7 +17,8 @@ from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
 from polysense.core.errors import InputError
 
-TABS = {"Images": "images"}
+TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": "clouds", "Forecast": "forecast",
+        "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Models": "cards"}  # fmt: skip
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 # The widest page is as wide as lines are still easy to read beside one another.

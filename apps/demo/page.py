@@ -61,7 +61,8 @@ class Page:
         return re.sub(rf"{re.escape(str(self.folder))}/(?:[^/\s:;]+/)*", "", explain(error) or str(error))
 
     def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
-                 outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers") -> None:
+                 outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
+                 columns: Sequence[int] | None = (0,)) -> None:  # fmt: skip
         """A row of examples; a click fills the inputs and answers.
 
         Args:
@@ -71,10 +72,12 @@ class Page:
             outputs: Where the answer goes.
             also: Further inputs, which stay as they are.
             label: Over the row.
+            columns: Inputs that are shown of each example; None: all.
         """
         import gradio as gr
 
-        shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private", visible_columns=[0])
+        shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private",
+                            visible_columns=None if columns is None else list(columns))  # fmt: skip
         self.on(shown.load_input_event.then, act, [*inputs, *also], list(outputs), None)
 
     def example(self, name: str) -> str:
