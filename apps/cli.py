@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def limits_first(arguments: list[str]) -> list[str]:
-    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]; `cache --limit 2` stays."""
+    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]; `cache --limit 2` is as
+    it was."""
     front: list[str] = []
     rest: list[str] = []
     ahead = iter(arguments)

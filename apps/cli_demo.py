@@ -10,7 +10,7 @@ import typer
 
 def demo(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port (default: the first free from 7860).")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port (default: a free one from 7860).")] = None,
     auth: Annotated[
         str | None,
         typer.Option(metavar="USER:PASSWORD", envvar="POLYSENSE_DEMO_AUTH", help="What visitors must give."),

@@ -22,6 +22,7 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 # The widest page is as wide as lines are still easy to read beside one another.
+FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
 CSS = ".gradio-container {max-width: 1180px !important; margin: 0 auto !important}"
 
 
@@ -69,18 +70,18 @@ def serve(options: Options) -> None:
 
     if options.is_open:
         note("note: whoever reaches this machine can use the demo; --auth user:password asks for a password")
-    with served(options) as (_, address):
-        note(f"polysense demo: {address} (ends with Ctrl+C)")
-        # A service manager's way to end it must leave nothing of the visitors' files behind either.
-        ended = threading.Event()
-        before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-        try:
+    # A service manager's way to end it must leave nothing of the visitors' files behind either.
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with served(options) as (_, address):
+            note(f"polysense demo: {address} (ends with Ctrl+C)")
             while not ended.wait(1.0):  # short waits: a signal is looked at between them
                 pass
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
@@ -93,7 +94,8 @@ def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / "examples")], show_error=False, run_history=False, ssr_mode=False,
-            enable_monitoring=False, mcp_server=False, footer_links=["api", "settings"], css=CSS, theme=Default(),
+            enable_monitoring=False, mcp_server=False, footer_links=["api", "settings"], css=CSS,
+            theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
         )  # fmt: skip
     except OSError as error:

@@ -20,7 +20,9 @@ def build(page: Page) -> None:
     """Fills the tab."""
     import gradio as gr
 
-    def answer(files: Sequence[str], model: str, ending: str, progress: Any = gr.Progress()) -> tuple[Any, ...]:
+    waiting = gr.Progress()
+
+    def answer(files: Sequence[str], model: str, ending: str, progress: Any = waiting) -> tuple[Any, ...]:
         """Answers many files; those that cannot be read are named, and the others answered."""
         if len(need(files, "files")) > MOST_FILES:
             raise InputError(f"{len(files)} files", "they are too many at once", f"give {MOST_FILES} at most")
@@ -45,7 +47,7 @@ def build(page: Page) -> None:
         return rows[:SHOWN], [str(made) for made in _made(path)], said
 
     with gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300) as left:
             files = gr.File(file_count="multiple", label=f"Files, at most {MOST_FILES}", height=180)
             names = page.models.names()
             choices = [(f"{name} · {page.models.infos[name].task.replace('-', ' ')}", name) for name in names]
@@ -59,7 +61,10 @@ def build(page: Page) -> None:
                                  wrap=True, max_height=420)  # fmt: skip
     outputs = [table, download, told]
     photos = [page.example(name) for name in ("lion.jpg", "flower.jpg", "china.jpg")]
-    page.examples([(photos, "tiny200")], [files, model], answer, outputs, [ending])
+    with left:
+        page.examples(
+            [(photos, page.models.of_task("image-classification"))], [files, model], answer, outputs, [ending]
+        )
     page.on(ask.click, answer, [files, model, ending], outputs, "batch")
 
 

@@ -25,7 +25,9 @@ def build(page: Page) -> None:
             rows.append([name, info.task, main_metric(info.task, info.metrics), info.measured_on, info.licence, encoder,
                          "yes" if name in loaded else "no"])  # fmt: skip
         shared = page.models.encoders()
-        held = f"{len(loaded)} of {len(rows)} models in memory, on {len(shared)} encoder{'' if len(shared) == 1 else 's'}"
+        held = (
+            f"{len(loaded)} of {len(rows)} models in memory, on {len(shared)} encoder{'' if len(shared) == 1 else 's'}"
+        )
         hashes = ", ".join(f"`{encoder.fingerprint()[:12]}`" for encoder in shared)
         return rows, f"**{held}** {hashes}"
 

@@ -78,9 +78,9 @@ def build(page: Page) -> None:
             with gr.Accordion("The answer as JSON", open=False):
                 record = gr.JSON(label="Record", show_label=False)
     outputs = [classes, facts, record]
-    rows = [(rain, "", "rain, dog barking, piano, speech"), (lion, "", "lion, fish, bicycle, cup of coffee"),
-            (None, "A cold wind clears the sky; frost in the valleys.", "weather, sports, cooking, politics")]  # fmt: skip
-    page.examples(rows, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs, columns=None)
+    shown = [(rain, "", "rain, dog barking, piano, speech"), (lion, "", "lion, fish, bicycle, cup of coffee"),
+             (None, "Frost in the valleys, and a cold wind.", "weather, sports, cooking, politics")]  # fmt: skip
+    page.examples(shown, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs, columns=None)
     page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name")
 
 

@@ -57,8 +57,8 @@ def whole(prediction: Prediction, source: Any, modality: str) -> Image:
     from PIL import Image
 
     with tempfile.TemporaryDirectory(prefix="polysense-") as folder:
-        with Image.open(draw(prediction, source, Path(folder) / "answer.png", modality)) as picture:
-            return picture.convert("RGB")
+        picture = Image.open(draw(prediction, source, Path(folder) / "answer.png", modality))
+        return picture.convert("RGB")  # which reads, and closes, the file
 
 
 def marked(prediction: Prediction, source: Any) -> Marked:

@@ -63,7 +63,7 @@ class Models:
         self._counted = threading.local()
 
     def names(self, modality: str | None = None, kinds: Sequence[str] | None = None) -> list[str]:
-        """Bundles of a modality and of some kinds of task, in the kinds' order, first those that a task's name means."""
+        """Bundles of a modality and of some kinds of task, by kind; those that a task's name means first."""
         order = list(dict.fromkeys(TASKS[task].kind for task in TASKS)) if kinds is None else list(kinds)
         kind = {name: TASKS[info.task].kind for name, info in self.infos.items()}
         found = [name for name, info in self.infos.items() if modality in (None, info.modality) and kind[name] in order]

@@ -30,10 +30,11 @@ class Page:
         options: How it is served.
     """
 
-    def __init__(self, models: Models, folder: Path, options: Options = Options()) -> None:
+    def __init__(self, models: Models, folder: Path, options: Options) -> None:
         self.models, self.folder, self.options = models, folder, options
-        self._made = folder / "made"
+        self._made, self._examples = folder / "made", folder / "examples"
         self._made.mkdir()
+        self._examples.mkdir()
 
     def on(self, trigger: Callable[..., Any], act: Callable[..., Any], inputs: Any, outputs: Any, api_name: str | None,
            **options: Any) -> Any:  # fmt: skip
@@ -82,9 +83,8 @@ class Page:
 
     def example(self, name: str) -> str:
         """Path of an example file, made when it is first asked for."""
-        path = self.folder / "examples" / name
+        path = self._examples / name
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
             MAKERS[name](path)
         return str(path)
 
@@ -95,6 +95,12 @@ class Page:
         names = self.models.names(modality, kinds)
         choices = [(f"{name} · {self.models.infos[name].task.replace('-', ' ')}", name) for name in names]
         return gr.Dropdown(choices, value=names[0] if names else None, label=label, min_width=200)
+
+    def picture(self, label: str) -> Any:
+        """Where a drawing appears: it has its own headings, which a label would hide."""
+        import gradio as gr
+
+        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
 
     def file(self, name: str) -> Path:
         """A new path to write for a download; files of earlier downloads go as uploads do."""

@@ -27,12 +27,14 @@ def build(page: Page) -> None:
     """Fills the tab."""
     import gradio as gr
 
+    waiting = gr.Progress()
+
     def columns(table: str) -> Any:
         """The columns of a table."""
-        names = [str(name) for name in read_table(need(table, "table")).columns]
-        return gr.Dropdown(names, value=names[-1])
+        names = [str(name) for name in read_table(table).columns] if table else []  # none: it was taken away
+        return gr.Dropdown(names, value=names[-1] if names else None)
 
-    def fit(table: str, target: str, kind: str, progress: Any = gr.Progress()) -> tuple[Any, ...]:
+    def fit(table: str, target: str, kind: str, progress: Any = waiting) -> tuple[Any, ...]:
         """Fits a model that predicts a column of a table from the others."""
         task = task_of(read_table(need(table, "table")), target, kind, table)
         done, seconds = fit_table(page, task, table, target, progress)
@@ -52,13 +54,15 @@ def build(page: Page) -> None:
                 writer.write(prediction)
         shown = [[i + 1, one.answer(), _sure(one)] for i, one in enumerate(found.predictions[:SHOWN])]
         more = len(found.predictions) - len(shown)
-        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (f"; the first {SHOWN} shown" if more else "")
+        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (
+            f"; the first {SHOWN} shown" if more else ""
+        )
         return shown, str(path), f"**{count}**", scores(found.predictions[0], 5)
 
     fitted = gr.State(None, time_to_live=KEPT)
     gr.Markdown("### 1 · Fit")
     with gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300) as left:
             table = gr.File(label="Table to learn from: .csv, .parquet, .xlsx", height=140)
             target = gr.Dropdown([], label="Column to predict", allow_custom_value=True)
             kind = gr.Radio([AUTO, CLASS, NUMBER], value=AUTO, label="What that column is")
@@ -69,7 +73,7 @@ def build(page: Page) -> None:
                 metrics = gr.JSON(label="Metrics", show_label=False)
     gr.Markdown("### 2 · Predict new rows")
     with gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300) as below:
             rows = gr.File(label="Table of new rows", height=140)
             names = page.models.names("tabular", ("classification", "multilabel", "regression"))
             model = gr.Dropdown([FITTED, *names], value=FITTED, label="Model")
@@ -81,11 +85,16 @@ def build(page: Page) -> None:
                                    max_height=300)  # fmt: skip
             download = gr.File(label="All answers as CSV", interactive=False)
     outputs = [answers, download, count, first]
-    page.on(table.upload, columns, table, target, "table_columns")
+    page.on(table.change, columns, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], [fitted, told, metrics, model], "fit_table")
     page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table")
-    page.examples([(page.example("people.csv"), names[0])] if names else [], [rows, model], predict, outputs, [fitted],
-                  "Example: predict six people with the model `adult`; one click answers")  # fmt: skip
+    learn, new = wines(page)
+    with left:
+        page.examples([(learn, "cultivar")], [table, target], fit, [fitted, told, metrics, model], [kind],
+                      "Example: wines and their cultivar; one click fits", None)  # fmt: skip
+    with below:
+        shown = [(new, FITTED)] + [(page.example("people.csv"), name) for name in names if name == "adult"]
+        page.examples(shown, [rows, model], predict, outputs, [fitted], "Examples: one click predicts", None)
 
 
 METRICS = ("accuracy", "auroc", "f1", "r2", "mae", "rmse", "mse")
@@ -136,6 +145,20 @@ def fit_table(page: Page, task: str, table: str, target: str, progress: Any) -> 
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return page.models.watched(outcome[0]), time.perf_counter() - start
+
+
+def wines(page: Page) -> tuple[str, str]:
+    """Two example tables: wines to learn from, and others without their cultivar (UCI Wine, from scikit-learn)."""
+    from sklearn.datasets import load_wine
+
+    data: Any = load_wine(as_frame=True)
+    table = data.data.assign(cultivar=data.target.map({0: "first", 1: "second", 2: "third"})).sample(
+        frac=1, random_state=0
+    )
+    learn, new = page.folder / "examples" / "wines.csv", page.folder / "examples" / "new-wines.csv"
+    table.iloc[20:].to_csv(learn, index=False)
+    table.iloc[:20].drop(columns="cultivar").to_csv(new, index=False)
+    return str(learn), str(new)
 
 
 def _sure(prediction: Any) -> str:
