@@ -210,9 +210,9 @@ def test_a_batch_goes_on_after_what_cannot_be_read(demo: Demo, example: Callable
 def test_models_share_one_encoder(demo: Demo) -> None:
     demo("/card", "digits")
     rows, said = demo("/models")
-    loaded = [row for row in rows["data"] if row[-1] == "yes"]
-    assert len(rows["data"]) == len(polysense.bundles()) and len({row[5] for row in rows["data"]}) == 1
-    assert f"{len(loaded)} of" in said and (not loaded or "on 1 encoder" in said)
+    loaded = [row for row in rows["data"] if row[3] == "yes"]
+    assert len(rows["data"]) == len(polysense.bundles()) and len({row[4] for row in rows["data"]}) == 1
+    assert f"{len(loaded)} of" in said and (not loaded or "encoders: 1" in said)
     assert "Free Spoken Digit" in demo("/card", "digits")
 
 
@@ -255,8 +255,12 @@ def test_nothing_was_sent_elsewhere(demo: Demo) -> None:
 
 def test_a_password_is_asked_for_and_a_signal_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("polysense.apps.demo.app.UPLOADS", (1, 1))  # seconds
     port, seen = free_port(), {}
     address = f"http://127.0.0.1:{port}/"
+
+    def uploads() -> set[Path]:
+        return {path for path in tmp_path.glob("polysense-demo-*/uploads/**/*") if path.is_file()}
 
     def visit() -> None:
         try:
@@ -268,7 +272,16 @@ def test_a_password_is_asked_for_and_a_signal_ends_it_all(tmp_path: Path, monkey
             seen["models"] = len(client.predict(api_name="/models")[0]["data"])
             with pytest.raises(InputError, match="nothing can listen there"), served(Options(port=port)):
                 pass
-            seen["taken"] = True
+            before = uploads()
+            table = tmp_path.parent / "series.csv"
+            table.write_text("value\n" + "\n".join(map(str, range(50))))
+            client.predict(given(table), "any-series", "found by itself", [], 3, api_name="/forecast")
+            seen["kept"] = uploads() > before  # what came and what was made of it
+            for _ in range(100):
+                time.sleep(0.1)
+                if uploads() == before:  # the examples' own files stay
+                    break
+            seen["left"] = uploads() - before
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -276,7 +289,7 @@ def test_a_password_is_asked_for_and_a_signal_ends_it_all(tmp_path: Path, monkey
     visitor.start()
     serve(Options(port=port, auth=("anna", "secret")))
     visitor.join()
-    assert seen == {"folders": ["polysense-demo"], "models": len(polysense.bundles()), "taken": True}
+    assert seen == {"folders": ["polysense-demo"], "models": len(polysense.bundles()), "kept": True, "left": set()}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from polysense.apps.demo.limits import QUEUE, UPLOADS, Options, for_visitors
+from polysense.apps.demo.limits import EXAMPLES, QUEUE, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
 from polysense.core.errors import InputError
@@ -21,9 +21,12 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
         "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Models": "cards"}  # fmt: skip
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
-# The widest page is as wide as lines are still easy to read beside one another.
 FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-CSS = ".gradio-container {max-width: 1180px !important; margin: 0 auto !important}"
+# No wider than is easy to read; files that are not made yet take little room.
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
+.made .empty {min-height: 90px !important}
+"""
 
 
 def compose(page: Page) -> Any:
@@ -93,7 +96,7 @@ def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
         _, local, shared = blocks.launch(
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
-            allowed_paths=[str(folder / "examples")], show_error=False, run_history=False, ssr_mode=False,
+            allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, mcp_server=False, footer_links=["api", "settings"], css=CSS,
             theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
@@ -127,7 +130,7 @@ def _private() -> Iterator[None]:
 @contextmanager
 def _cache(folder: Path) -> Iterator[None]:
     """Gradio keeps uploads here."""
-    with _environment(GRADIO_TEMP_DIR=str(folder.resolve() / "uploads")):
+    with _environment(GRADIO_TEMP_DIR=str(folder.resolve() / UPLOADED)):
         yield
 
 

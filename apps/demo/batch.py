@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polysense.apps.demo.limits import MOST_FILES
-from polysense.apps.demo.page import Page, need
+from polysense.apps.demo.page import UPLOAD, Page, need
 from polysense.core.errors import InputError
 from polysense.data.writers import open_writer
 
@@ -48,7 +48,7 @@ def build(page: Page) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            files = gr.File(file_count="multiple", label=f"Files, at most {MOST_FILES}", height=180)
+            files = gr.File(file_count="multiple", label=f"Files, at most {MOST_FILES}", height=UPLOAD)
             names = page.models.names()
             choices = [(f"{name} · {page.models.infos[name].task.replace('-', ' ')}", name) for name in names]
             model = gr.Dropdown(choices, value=page.models.of_task("image-classification"), label="Model")
@@ -56,7 +56,8 @@ def build(page: Page) -> None:
             ask = gr.Button("Answer all", variant="primary")
         with gr.Column(min_width=300):
             told = gr.Markdown("How many were answered appears here.", label="Answers", container=True)
-            download = gr.File(label="Answers to download", file_count="multiple", interactive=False)
+            download = gr.File(label="Answers to download", file_count="multiple", interactive=False,
+                               elem_classes="made")  # fmt: skip
             table = gr.Dataframe(headers=["file", "answer", "confidence"], label="Answers", interactive=False,
                                  wrap=True, max_height=420)  # fmt: skip
     outputs = [table, download, told]
@@ -80,4 +81,6 @@ def _made(path: Path) -> list[Path]:
     masks = path.with_name(path.name + ".masks")
     if not masks.is_dir():
         return [path]
-    return [path, Path(shutil.make_archive(str(masks), "zip", masks))]
+    archive = Path(shutil.make_archive(str(masks), "zip", masks))
+    shutil.rmtree(masks)  # Gradio deletes in time what it hands out, and nothing else
+    return [path, archive]

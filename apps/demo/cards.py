@@ -10,7 +10,7 @@ from polysense.apps.learn import main_metric
 from polysense.bundle import read_config
 from polysense.core.errors import InputError
 
-HEADERS = ["model", "task", "measured", "measured on", "licence", "encoder", "in memory"]
+HEADERS = ["model", "task", "measured", "in memory", "encoder", "licence", "measured on"]
 
 
 def build(page: Page) -> None:
@@ -22,12 +22,10 @@ def build(page: Page) -> None:
         loaded, rows = page.models.loaded(), []
         for name, info in page.models.infos.items():
             encoder = read_config(info.path)["encoder"]["sha256"][:12]
-            rows.append([name, info.task, main_metric(info.task, info.metrics), info.measured_on, info.licence, encoder,
-                         "yes" if name in loaded else "no"])  # fmt: skip
+            rows.append([name, info.task, main_metric(info.task, info.metrics), "yes" if name in loaded else "no",
+                         encoder, info.licence, info.measured_on])  # fmt: skip
         shared = page.models.encoders()
-        held = (
-            f"{len(loaded)} of {len(rows)} models in memory, on {len(shared)} encoder{'' if len(shared) == 1 else 's'}"
-        )
+        held = f"{len(loaded)} of {len(rows)} models in memory; frozen encoders: {len(shared)}"
         hashes = ", ".join(f"`{encoder.fingerprint()[:12]}`" for encoder in shared)
         return rows, f"**{held}** {hashes}"
 

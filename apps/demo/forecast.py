@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polysense.apps.demo.drawings import whole
-from polysense.apps.demo.page import Page, need
+from polysense.apps.demo.page import UPLOAD, Page, need
 from polysense.core.predictions import Series
 from polysense.data.table import read_table
 from polysense.data.time_series import read_series_all
@@ -47,7 +47,7 @@ def build(page: Page) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            table = gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=140)
+            table = gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD)
             model = page.models_for("time_series", ("forecasting",))
             time = gr.Dropdown([FOUND], value=FOUND, label="Column of the time", allow_custom_value=True)
             values = gr.Dropdown([], value=[], multiselect=True, label="Columns to forecast (none: all)",
@@ -57,7 +57,7 @@ def build(page: Page) -> None:
         with gr.Column(min_width=300):
             facts = gr.Markdown("The forecast appears here.", label="Answer", container=True)
             picture = page.picture("Forecast")
-            download = gr.File(label="Forecast as CSV", interactive=False)
+            download = gr.File(label="Forecast as CSV", interactive=False, elem_classes="made")
             with gr.Accordion("The forecast as a table", open=False):
                 numbers = gr.Dataframe(label="Forecast", interactive=False, max_height=300)
     inputs, outputs = [table, model, time, values, horizon], [picture, facts, download, numbers]

@@ -30,7 +30,8 @@ def build(page: Page) -> None:
 
     def shape(model: str) -> tuple[Any, ...]:
         places = model in with_places
-        title = "Surest score of a class, or its share of the picture" if places else "Classes"
+        shares = model in page.models.names("image", ("segmentation",))
+        title = "Shares of the picture" if shares else "Surest of each class" if places else "Classes"
         return gr.update(visible=places), gr.update(label=title), gr.update(visible=not places)
 
     model.change(shape, model, [found, classes, top_k], api_visibility="private", queue=False)

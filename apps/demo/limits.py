@@ -10,6 +10,7 @@ from pathlib import Path
 from polysense.core.errors import InputError
 from polysense.data.limits import Limits, limits
 
+UPLOADED, EXAMPLES = "uploads", "examples"  # folders within the demo's own
 UPLOADS = (300, 1800)  # seconds: every 5 minutes, files older than half an hour are deleted
 MOST_FILES = 500  # in a batch
 MOST_FITTED = 50_000  # rows of a table that is fitted in the page, while others wait

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from polysense.apps.cli import explain
-from polysense.apps.demo.limits import UPLOADS, Options
+from polysense.apps.demo.limits import EXAMPLES, UPLOADED, Options
 from polysense.apps.demo.models import Answer, Models
 from polysense.apps.examples import MAKERS
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes, Labels, Mask, Prediction, Segments, Values
 
 AUTO = "by its ending"
+UPLOAD = 170  # pixels that a place for files takes on the page
 
 
 class Page:
@@ -32,9 +31,8 @@ class Page:
 
     def __init__(self, models: Models, folder: Path, options: Options) -> None:
         self.models, self.folder, self.options = models, folder, options
-        self._made, self._examples = folder / "made", folder / "examples"
-        self._made.mkdir()
-        self._examples.mkdir()
+        for name in (UPLOADED, EXAMPLES):
+            (folder / name).mkdir()
 
     def on(self, trigger: Callable[..., Any], act: Callable[..., Any], inputs: Any, outputs: Any, api_name: str | None,
            **options: Any) -> Any:  # fmt: skip
@@ -83,7 +81,7 @@ class Page:
 
     def example(self, name: str) -> str:
         """Path of an example file, made when it is first asked for."""
-        path = self._examples / name
+        path = self.folder / EXAMPLES / name
         if not path.exists():
             MAKERS[name](path)
         return str(path)
@@ -103,11 +101,8 @@ class Page:
         return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
 
     def file(self, name: str) -> Path:
-        """A new path to write for a download; files of earlier downloads go as uploads do."""
-        for folder in self._made.iterdir():
-            if folder.stat().st_mtime < time.time() - UPLOADS[1]:
-                shutil.rmtree(folder)
-        return Path(tempfile.mkdtemp(dir=self._made)) / name
+        """A new path to write for a download, where Gradio deletes it as it deletes uploads."""
+        return Path(tempfile.mkdtemp(dir=self.folder / UPLOADED)) / name
 
     def facts(self, answer: Answer, name: str) -> str:
         """One line under an answer: what it says, what it took, who said it."""
@@ -143,18 +138,20 @@ def need(value: Any, what: str) -> Any:
 
 
 def scores(prediction: Prediction, top_k: int | None = None) -> dict[str, float]:
-    """Probabilities of classes, or shares of the pixels or points: what a Label component takes."""
-    if isinstance(prediction, Labels):
-        found = {str(name): float(score) for name, score in zip(prediction.names, prediction.scores)}
-    elif isinstance(prediction, Mask):
-        found = prediction.shares()
-    elif isinstance(prediction, Boxes | Segments):
-        found = {}
+    """What a Label component takes: probabilities of classes, `top_k` at most; shares of the pixels or points; the
+    surest score of each class that was found; numbers by name."""
+    if isinstance(prediction, Labels):  # most probable first
+        pairs = list(zip(prediction.names, prediction.scores))[: None if top_k is None else int(top_k)]
+        return {str(name): float(score) for name, score in pairs}
+    if isinstance(prediction, Mask):
+        return prediction.shares()
+    if isinstance(prediction, Values):
+        return dict(prediction.values)
+    found: dict[str, float] = {}
+    if isinstance(prediction, Boxes | Segments):
         for label, score in zip(prediction.labels, prediction.scores):
             found[str(label)] = max(found.get(str(label), 0.0), float(score))
-    else:
-        found = dict(prediction.values) if isinstance(prediction, Values) else {}
-    return dict(sorted(found.items(), key=lambda item: -item[1])[: None if top_k is None else int(top_k)])
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def plain(text: str) -> str:

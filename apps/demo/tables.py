@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polysense.apps.demo.limits import MOST_FITTED
-from polysense.apps.demo.page import Page, need, scores
+from polysense.apps.demo.limits import EXAMPLES, MOST_FITTED
+from polysense.apps.demo.page import UPLOAD, Page, need, scores
 from polysense.core.errors import InputError
 from polysense.data.table import read_table, require_columns
 from polysense.data.writers import open_writer
@@ -63,7 +63,7 @@ def build(page: Page) -> None:
     gr.Markdown("### 1 · Fit")
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            table = gr.File(label="Table to learn from: .csv, .parquet, .xlsx", height=140)
+            table = gr.File(label="Table to learn from: .csv, .parquet, .xlsx", height=UPLOAD)
             target = gr.Dropdown([], label="Column to predict", allow_custom_value=True)
             kind = gr.Radio([AUTO, CLASS, NUMBER], value=AUTO, label="What that column is")
             start = gr.Button("Fit", variant="primary")
@@ -74,7 +74,7 @@ def build(page: Page) -> None:
     gr.Markdown("### 2 · Predict new rows")
     with gr.Row():
         with gr.Column(min_width=300) as below:
-            rows = gr.File(label="Table of new rows", height=140)
+            rows = gr.File(label="Table of new rows", height=UPLOAD)
             names = page.models.names("tabular", ("classification", "multilabel", "regression"))
             model = gr.Dropdown([FITTED, *names], value=FITTED, label="Model")
             ask = gr.Button("Predict", variant="primary")
@@ -83,7 +83,7 @@ def build(page: Page) -> None:
             first = gr.Label(label="First row")
             answers = gr.Dataframe(headers=["row", "answer", "confidence"], label="Answers", interactive=False,
                                    max_height=300)  # fmt: skip
-            download = gr.File(label="All answers as CSV", interactive=False)
+            download = gr.File(label="All answers as CSV", interactive=False, elem_classes="made")
     outputs = [answers, download, count, first]
     page.on(table.change, columns, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], [fitted, told, metrics, model], "fit_table")
@@ -91,7 +91,7 @@ def build(page: Page) -> None:
     learn, new = wines(page)
     with left:
         page.examples([(learn, "cultivar")], [table, target], fit, [fitted, told, metrics, model], [kind],
-                      "Example: wines and their cultivar; one click fits", None)  # fmt: skip
+                      "Example: wines and their cultivar; one click fits")  # fmt: skip
     with below:
         shown = [(new, FITTED)] + [(page.example("people.csv"), name) for name in names if name == "adult"]
         page.examples(shown, [rows, model], predict, outputs, [fitted], "Examples: one click predicts", None)
@@ -155,7 +155,7 @@ def wines(page: Page) -> tuple[str, str]:
     table = data.data.assign(cultivar=data.target.map({0: "first", 1: "second", 2: "third"})).sample(
         frac=1, random_state=0
     )
-    learn, new = page.folder / "examples" / "wines.csv", page.folder / "examples" / "new-wines.csv"
+    learn, new = page.folder / EXAMPLES / "wines.csv", page.folder / EXAMPLES / "new-wines.csv"
     table.iloc[20:].to_csv(learn, index=False)
     table.iloc[:20].drop(columns="cultivar").to_csv(new, index=False)
     return str(learn), str(new)
