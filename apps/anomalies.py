@@ -13,25 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import polysense
 from polysense.anomalies import Anomalies
 from polysense.anomalies import anomalies as run
-from polysense.apps.backtest import (
-    MOST_LISTED,
-    STRIPS,
-    TABLES,
-    json_rows,
-    open_files,
-    shown_times,
-    strips_of,
-    variate_name,
-    watched,
-    write_json,
-    write_table,
-)
-from polysense.apps.inputs import check_model, choose_device
 from polysense.apps.panels import COLOURS, INK, quiet
-from polysense.apps.screen import note
+from polysense.apps.result_files import json_rows
+from polysense.apps.series_report import MOST_LISTED, Report, note_skipped, report_on
+from polysense.apps.strips import STRIPS, rows_of, shown_times, strips_of, variate_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,49 +27,24 @@ if TYPE_CHECKING:
 ALARM = "#c23b3b"
 
 
-def anomalies(
-    bundle: str,
-    data: Path,
-    *,
-    out: Path | None = None,
-    plot: Path | None = None,
-    json_file: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> None:
-    """Scores and shows; other options are those of `polysense.anomalies.anomalies`.
+def anomalies(bundle: str, data: Path, **options: Any) -> None:
+    """Scores, shows and writes: every score as a table, the moments beyond the threshold as JSON.
 
     Args:
         bundle: A forecaster's name, its task or a folder.
         data: File of series.
-        out: File for every score: .csv or .parquet.
-        plot: Picture: .png.
-        json_file: File for the moments beyond the threshold.
-        device: "auto", "cpu", "cuda" …
-        threads: CPU threads.
-        progress: Show how far it is.
+        options: Those of `report_on` and of `polysense.anomalies.anomalies`.
 
     Raises:
-        InputError: See there; or a file cannot be written, which is found before the work begins.
+        InputError: See there.
     """
-    check_model(bundle)
-    with open_files(data, {out: TABLES, plot: (".png",), json_file: ()}) as files:
-        pipeline = polysense.load(bundle, device=choose_device(device, threads))
-        with watched(progress) as watch:
-            found = run(pipeline, data, watch=watch, **options)
-        if out is not None:
-            write_table(found.table, files[out], out.suffix.lower())
-        if plot is not None:
-            draw_anomalies(found, files[plot], f"{bundle} on {data.name}")
-        if json_file is not None:
-            record = {**counts(found), "moments": json_rows(found.moments), "skipped": list(found.skipped)}
-            write_json(record, files[json_file])
-        show(found, f"{bundle} on {data}")
-    for path in (out, plot, json_file):
-        if path is not None and progress:
-            note(f"wrote {path}")
+    kind = Report(run, lambda found: found.table, to_record, draw_anomalies, show)
+    report_on(bundle, data, kind, **options)
+
+
+def to_record(found: Anomalies) -> dict[str, Any]:
+    """Everything but the single scores, JSON-able."""
+    return {**counts(found), "moments": json_rows(found.moments), "skipped": list(found.skipped)}
 
 
 def counts(found: Anomalies) -> dict[str, Any]:
@@ -110,9 +72,7 @@ def show(found: Anomalies, title: str) -> None:
         if len(found.moments) > MOST_LISTED:
             table.add_row("", f"and {len(found.moments) - MOST_LISTED} more")
         console.print(table)
-    if found.skipped:
-        names = ", ".join(found.skipped[:MOST_LISTED]) + (" …" if len(found.skipped) > MOST_LISTED else "")
-        note(f"left out, too short: {names}")
+    note_skipped(found.skipped)
 
 
 def draw_anomalies(found: Anomalies, file: str | Path | IO[bytes], title: str = "") -> None:
@@ -132,7 +92,7 @@ def draw_anomalies(found: Anomalies, file: str | Path | IO[bytes], title: str = 
     words = f"{number['anomalous']} of {number['scored']} values beyond a score of {found.threshold:g}"
     with strips_of([pairs[i] for i in chosen], len(pairs), title, words, file) as strips:
         for colour, axes, (frame, i) in zip(COLOURS, strips, (pairs[i] for i in chosen)):
-            rows = found.table[(found.table["source"] == frame.source) & (found.table["variate"] == frame.names[i])]
+            rows = rows_of(found.table, frame, i)
             _strip(axes, rows, shown_times(frame.times, rows, len(frame.values)), found.threshold, colour)
 
 

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from polysense.apps.cli_fit import cache, check_data, evaluate, fit, pretrain
+from polysense.apps.cli_demo import demo
+from polysense.apps.cli_fit import cache, check_data, evaluate, fit, merge, merge_encoders, pretrain
 from polysense.apps.cli_options import BatchSize, Data, Target, Threads
 from polysense.apps.cli_predict import detect, embed, predict, search, slide
 from polysense.apps.cli_series import anomalies, backtest, impute
@@ -57,7 +58,7 @@ def options(
 COMMANDS: dict[str, Callable[..., None]] = {  # in the help's order
     "predict": predict, "detect": detect, "slide": slide, "embed": embed, "search": search, "fit": fit,
     "check": check_data, "eval": evaluate, "backtest": backtest, "anomalies": anomalies, "impute": impute,
-    "pretrain": pretrain,
+    "merge": merge, "merge-encoders": merge_encoders, "pretrain": pretrain, "demo": demo,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def limits_first(arguments: list[str]) -> list[str]:
-    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]; `cache --limit 2` stays."""
+    """["predict", "cells", "--limit", "rows=9"] -> ["--limit", "rows=9", "predict", "cells"]; "--limit 2" stays."""
     front: list[str] = []
     rest: list[str] = []
     ahead = iter(arguments)

@@ -1,4 +1,4 @@
-"""Commands that learn and measure: fit, check, eval, pretrain, cache."""
+"""Commands that learn and measure: fit, check, eval, merge, merge-encoders, pretrain, cache."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from polysense.apps.cli_options import (
     ReportFile,
     Target,
     Threads,
+    numbers,
     pairs,
 )
 
@@ -188,6 +189,52 @@ def evaluate(
     given = dict(split=split, target=target, threads=threads)
     options = {name: value for name, value in given.items() if value is not None}
     run(bundle, data, json_file=json_file, batch_size=batch_size, device=device, engine=engine.value, **options)
+
+
+def merge(
+    bundles: Annotated[list[str], typer.Argument(help="Bundles of one task, with one encoder and one configuration.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
+    weight: Annotated[float | None, typer.Option(min=0, max=1, help="Of the second of two (default: 0.5).")] = None,
+    weights: Annotated[str | None, typer.Option(help="One for each, such as 0.3,0.3,0.4 (default: all alike).")] = None,
+    greedy: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Take only those that make the mean no worse on these data.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Part of --greedy's data: val, test, or all of data without parts.")
+    ] = "val",
+    into_encoder: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Merge the adapter into an encoder in a file of its own.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+) -> None:
+    """Averages the weights of bundles: one bundle that costs what one costs."""
+    from polysense.apps.merge import merge as run
+
+    if weight is not None and (weights is not None or len(bundles) != 2):
+        raise typer.BadParameter("it is for two bundles; give --weights, one number for each", param_hint="--weight")
+    shares = numbers(weights, "--weights", "0.3,0.3,0.4") if weight is None else (1 - weight, weight)
+    run(bundles, out, weights=shares, greedy=greedy, split=split, batch_size=batch_size, threads=threads,
+        encoder=into_encoder)  # fmt: skip
+
+
+def merge_encoders(
+    first: Annotated[str, typer.Argument(help="A .safetensors file, embedded, timm:NAME or hub:REPO.")],
+    second: Annotated[str, typer.Argument(help="Another one of the same shape.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the new encoder, .safetensors.")],
+    weight: Annotated[float, typer.Option(min=0, max=1, help="Of the second.")] = 0.5,
+    align: Annotated[
+        bool, typer.Option("--align", help="Bring the second's neurons into the order of the first's before.")
+    ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Align the channels of tokens too: for encoders with other tokenizers.")
+    ] = False,
+    soft: Annotated[float, typer.Option(min=0, help="Mix neurons that are alike, by so much entropy.")] = 0.0,
+) -> None:
+    """Averages two encoders of one shape."""
+    from polysense.apps.merge import merge_encoders as run
+
+    run(first, second, out, weight=weight, align=align, stream=stream, soft=soft)
 
 
 def pretrain(

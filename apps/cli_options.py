@@ -27,6 +27,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a G
 EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the encoder; onnx engines need a CPU only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Inputs computed at a time.")]
+BatchSizeOrChosen = Annotated[int | None, typer.Option(min=1, help="Inputs computed at a time (default: chosen).")]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Answers' file: .jsonl, .json, .csv, .parquet; for boxes also .coco.json."),
@@ -36,6 +37,24 @@ BrokenShare = Annotated[
     float | None, typer.Option(min=0, max=1, help="Share of the files that may be unreadable (default: 0.05).")
 ]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Findings about the data: a .json file.")]
+Resume = Annotated[
+    bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin it anew.")
+]
+Lists = Annotated[
+    list[str] | None, typer.Option("--list", help="A file that names inputs: .txt, .csv, .parquet; - for stdin.")
+]
+Column = Annotated[str | None, typer.Option(help="Column with the names, of a --list that is a table.")]
+Shard = Annotated[
+    str | None, typer.Option(help="Only a part of the inputs, 3/8: the third of eight; auto: as torchrun says.")
+]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read files (default: one a core; 0: none).")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a file that hangs is left.")]
+JsonProgress = Annotated[bool, typer.Option("--json-progress", help="Progress as lines of JSON on stderr.")]
+Silent = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no word on what is skipped.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(help="Files, folders (searched to the bottom), quoted patterns, tars, URLs such as s3://…"),
+]
 Target = Annotated[str | None, typer.Option(help="Column of the answer (tables) or of the forecast (series).")]
 
 
@@ -59,3 +78,9 @@ def pairs(options: list[str] | None) -> dict[str, Any] | None:
         except json.JSONDecodeError:
             pairs[name] = value
     return pairs or None
+
+
+def check_named(inputs: list[str] | None, lists: list[str] | None) -> None:
+    """Asks for something to read."""
+    if not inputs and not lists:
+        raise typer.BadParameter("name files, or a --list of them", param_hint="INPUTS")

@@ -10,12 +10,23 @@ import typer
 
 from polysense.apps.cli_options import (
     BatchSize,
+    BatchSizeOrChosen,
+    Column,
     Device,
     Errors,
     Inputs,
+    JsonProgress,
+    Lists,
     OnError,
     Out,
+    Resume,
+    Shard,
+    Silent,
+    Sources,
     Threads,
+    Timeout,
+    Workers,
+    check_named,
     numbers,
 )
 
@@ -42,10 +53,7 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name, a bundle's folder, or zero-shot.")
     ],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files, folders (searched to the bottom), quoted patterns, tars, URLs such as s3://…"),
-    ] = None,
+    inputs: Sources = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -55,21 +63,13 @@ def predict(
     escape: Annotated[
         bool, typer.Option("--escape-formulas", help="In .csv: an apostrophe before what a spreadsheet would compute.")
     ] = False,
-    resume: Annotated[
-        bool | None, typer.Option("--resume/--fresh", help="Go on with an interrupted run, or begin it anew.")
-    ] = None,
-    lists: Annotated[
-        list[str] | None, typer.Option("--list", help="A file that names inputs: .txt, .csv, .parquet; - for stdin.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column with the names, of a --list that is a table.")] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Only a part of the inputs, 3/8: the third of eight; auto: as torchrun says.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read files (default: one a core; 0: none).")
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file that hangs is left.")] = 120.0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Inputs computed at a time (default: chosen).")] = None,
+    resume: Resume = None,
+    lists: Lists = None,
+    column: Column = None,
+    shard: Shard = None,
+    workers: Workers = None,
+    timeout: Timeout = 120.0,
+    batch_size: BatchSizeOrChosen = None,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
     engine: Annotated[
@@ -80,10 +80,8 @@ def predict(
     ] = None,
     actors: Annotated[int | None, typer.Option(min=1, help="ray: actors (default: one for each CPU or GPU).")] = None,
     threads: Threads = None,
-    json_progress: Annotated[
-        bool, typer.Option("--json-progress", help="Progress as lines of JSON on stderr, for programs.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no word on what is skipped.")] = False,
+    json_progress: JsonProgress = False,
+    quiet: Silent = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep only the k most probable classes.")] = None,
     answer: Annotated[
         Answer | None, typer.Option(help="What a bundle for segments answers: classes, objects or both.")
@@ -109,7 +107,8 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror", help="Read images mirrored too, and average.")] = False,
 ) -> None:
     """Answers for files: a table on the screen, or a file with --out. `zero-shot` answers with --labels of yours."""
-    from polysense.apps.predict import Asked, Reading
+    from polysense.apps.flow import Flow, Reading
+    from polysense.apps.predict import Asked
     from polysense.apps.predict import predict as run
 
     words = None
@@ -120,13 +119,14 @@ def predict(
         from polysense.apps.words import Words
 
         words = Words(labels, modality, template, none, examples)
-    if not inputs and not lists:
-        raise typer.BadParameter("name files, or a --list of them", param_hint="INPUTS")
-    asked = Asked(engine.value, top_k, words, None if answer is None else answer.value,
-                  numbers(views, "--views", "1,1.5"), mirror, horizon)  # fmt: skip
-    reading = Reading(tuple(lists or ()), column, shard, workers, timeout, cluster, actors)
-    code = run(model, inputs or [], asked, reading, out=out, escape=escape, resume=resume, batch_size=batch_size,
-               skip=on_error is OnError.skip, device=device, threads=threads, pictures=pictures,
+    check_named(inputs, lists)
+    ray = engine is Runner.ray
+    asked = Asked("torch" if ray else engine.value, top_k, words, None if answer is None else answer.value,
+                  numbers(views, "--views", "1,1.5"), mirror)  # fmt: skip
+    reading = Reading(tuple(lists or ()), column, shard, workers, timeout)
+    flow = Flow(reading, batch_size, horizon, ray, cluster, actors)
+    code = run(model, inputs or [], asked, flow, out=out, escape=escape, resume=resume, skip=on_error is OnError.skip,
+               device=device, threads=threads, pictures=pictures,
                progress={"as_json": json_progress, "quiet": quiet})  # fmt: skip
     raise typer.Exit(code)
 
@@ -181,8 +181,10 @@ def slide(
 
 
 def embed(
-    inputs: Inputs,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …")] = None,
+    inputs: Sources = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help=".npz, .npy, .parquet, .jsonl …; may be a URL.")
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="Folder or address of an index to make or add to, for polysense search.")
     ] = None,
@@ -190,16 +192,28 @@ def embed(
     space: Annotated[Space, typer.Option(help="meaning: where files lie near the words for what they show.")] = (
         Space.encoder
     ),
-    batch_size: BatchSize = 16,
+    resume: Resume = None,
+    lists: Lists = None,
+    column: Column = None,
+    shard: Shard = None,
+    workers: Workers = None,
+    timeout: Timeout = 120.0,
+    batch_size: BatchSizeOrChosen = None,
     on_error: Errors = OnError.skip,
     device: Device = "auto",
     threads: Threads = None,
+    json_progress: JsonProgress = False,
+    quiet: Silent = False,
 ) -> None:
     """One vector per file, whatever its kind; all kinds may be mixed."""
     from polysense.apps.embed import embed as run
+    from polysense.apps.flow import Flow, Reading
 
-    code = run(inputs, out=out, index=index, modality=modality, space=space.value, batch_size=batch_size,
-               skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
+    check_named(inputs, lists)
+    flow = Flow(Reading(tuple(lists or ()), column, shard, workers, timeout), batch_size)
+    code = run(inputs or [], flow, out=out, index=index, modality=modality, space=space.value, resume=resume,
+               skip=on_error is OnError.skip, device=device, threads=threads,
+               progress={"as_json": json_progress, "quiet": quiet})  # fmt: skip
     raise typer.Exit(code)
 
 

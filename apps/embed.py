@@ -2,87 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 import polysense
-from polysense.apps.inputs import choose_device, sort_files
-from polysense.apps.screen import Screen, consume, track
+from polysense.apps.flow import SHOWN, WINDOW, Flow, stream
+from polysense.apps.inputs import choose_device, sort_items
+from polysense.apps.job import Group, Job
+from polysense.apps.screen import Screen, consume
+from polysense.batches import Answered
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Prediction
+from polysense.data.items import Item
+from polysense.data.spool import Spool
 from polysense.index import Index
+from polysense.saving import hash_weights
 from polysense.tasks import TASKS
 
-ARRAYS = (".npz", ".npy")
 BATCH = 1024  # embeddings that go into an index at a time
 
 
 def embed(
     inputs: Sequence[str],
+    flow: Flow | None = None,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     index: str | None = None,
     modality: str | None = None,
     space: str = "encoder",
-    batch_size: int = 16,
+    resume: bool | None = None,
     skip: bool = True,
     device: str = "auto",
     threads: int | None = None,
+    progress: Mapping[str, bool] | None = None,
 ) -> int:
     """Embeds every input.
 
     Args:
-        inputs: Files, folders, patterns; kinds may be mixed.
+        inputs: Files, folders, patterns, tars, URLs; kinds may be mixed.
+        flow: How inputs are read and computed; None: as usual.
         out: .npz (`vectors` (n, d) float32, `sources`, `modalities`), .npy (vectors alone), or any ending of
-            `open_writer`. None prints what was embedded, where no index takes it either.
+            `open_writer`; or its URL. None prints what was embedded, where no index takes it either.
         index: Folder or address of an index, which is made or added to (`polysense.index`).
         modality: What all the files are; None tells by their endings.
         space: "encoder", or "meaning": where all kinds lie near the words for what they show.
-        batch_size: Inputs computed at a time.
+        resume: True goes on with an interrupted run, False begins it anew; None does neither.
         skip: Go on after an input that cannot be read.
         device: "auto", "cpu", "cuda" …
         threads: CPU threads.
+        progress: Options of `Progress`.
 
     Returns:
         The exit code: 0 all embedded, 1 none, 3 some were skipped.
     """
-    from polysense.data.writers import open_writer
-
+    flow = flow or Flow()
     tasks = embedding_tasks(space)
-    groups = sort_files(inputs, modality, list(tasks))
+    items = sort_items(partial(flow.reading.items, inputs), inputs, modality, list(tasks))
     shelf = None if index is None else Shelf(index, space)
-    if shelf is not None and "tabular" in groups:
+    if shelf is not None and "tabular" in items:
         problem = "vectors of a table's rows depend on its columns, so that an index cannot compare them with others"
-        raise InputError(groups["tabular"][0], problem, "leave tables out, or embed them with --out")
+        raise InputError(items["tabular"][0].name, problem, "leave tables out, or embed them with --out")
     used = choose_device(device, threads)
-
-    def answers() -> Iterator[Prediction | InputError]:
-        for name, paths in groups.items():
-            pipeline = open_pipeline(tasks[name], paths, used)
-            if shelf is not None:
-                shelf.check(pipeline)
-            for answer in pipeline.stream(track(paths), batch_size=batch_size, on_error="skip" if skip else "raise"):
-                yield replace(answer, meta={"modality": name}) if isinstance(answer, Embedding) else answer
-
+    pipelines = {name: open_pipeline(tasks[name], items[name], used) for name in items}
+    groups = {name: _marked(flow.group(pipelines[name], partial(iter, items[name]), WINDOW if out else SHOWN), name)
+              for name in items}  # fmt: skip
     with ExitStack() as stack:
-        sinks: list[Callable[[Prediction], None]] = [] if shelf is None else [stack.enter_context(shelf).add]
-        found: list[Embedding] = []
-        if out is not None and out.suffix.lower() in ARRAYS:
-            if not out.parent.is_dir():
-                raise InputError(out, "its folder does not exist", f"create {out.parent} first")
-            sinks.append(_collect(found))
-        elif out is not None:
-            sinks.append(stack.enter_context(open_writer(out)).write)
-        elif shelf is None:
+        sinks: list[Callable[[Prediction], None]] = []
+        if shelf is not None:
+            for pipeline in pipelines.values():
+                shelf.check(pipeline)
+            sinks.append(stack.enter_context(shelf).add)
+        if out is not None:
+            about = {"model": space, "encoder": next(iter(pipelines.values())).encoder_hash}
+            settings = {"space": space, "inputs": list(inputs), "modality": modality, "device": used.partition(":")[0],
+                        "batch size": flow.batch_size, **flow.reading.settings(),
+                        "weights_sha256": hash_weights(pipelines)}  # fmt: skip
+            return Job(groups, settings, about, skip, sinks=tuple(sinks), progress=progress or {}).run(out, resume)
+        if resume is not None:
+            raise InputError("--resume", "without an output there is nothing to go on with", "add --out FILE")
+        if shelf is None:
             sinks.append(stack.enter_context(Screen()).add)
-        code = consume(answers(), sinks, " and ".join(str(place) for place in (out, index) if place) or None)
-        if out is not None and found:
-            save_arrays(out, found)
-    return code
+        return consume(stream(groups, skip), sinks, index)
+
+
+def _marked(group: Group, modality: str) -> Group:
+    """The same embeddings, which say what they are of."""
+
+    def answers(spool: Spool, after: tuple[int, int]) -> Iterator[Answered]:
+        for answered in group.answers(spool, after):
+            yield replace(answered, answers=[replace(answer, meta={"modality": modality})
+                          if isinstance(answer, Embedding) else answer for answer in answered.answers])  # fmt: skip
+
+    return Group(group.items, answers)
 
 
 class Shelf:
@@ -142,33 +156,9 @@ def embedding_tasks(space: str = "encoder") -> dict[str, str]:
     return {TASKS[name].modality: name for name in TASKS if TASKS[name].kind == kind}
 
 
-def open_pipeline(task: str, paths: Sequence[Path], device: str) -> polysense.Pipeline:
+def open_pipeline(task: str, items: Sequence[Item], device: str) -> polysense.Pipeline:
     """The task's pipeline; for tables one of seeded weights, whose columns are those of the first table."""
     if TASKS[task].modality != "tabular":
         return polysense.load(task, device=device)
-    return polysense.Pipeline.build(task, sources=paths[:1]).to(device)
-
-
-def save_arrays(out: Path, found: Sequence[Embedding]) -> None:
-    """Writes the vectors as one array; complete or not at all."""
-    vectors = np.stack([embedding.vector for embedding in found]).astype(np.float32)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("wb") as file:
-            if out.suffix.lower() == ".npy":
-                np.save(file, vectors, allow_pickle=False)
-            else:
-                modalities = np.array([str(embedding.meta.get("modality", "")) for embedding in found])
-                np.savez(file, vectors=vectors, sources=np.array([embedding.source for embedding in found]),
-                         modalities=modalities)  # fmt: skip
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _collect(found: list[Embedding]) -> Callable[[Prediction], None]:
-    def add(answer: Prediction) -> None:
-        assert isinstance(answer, Embedding), "an embedding bundle answers with embeddings"
-        found.append(answer)
-
-    return add
+    with items[0].open_local() as path:
+        return polysense.Pipeline.build(task, sources=[path]).to(device)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import polysense
-from polysense.apps.backtest import TABLES, open_files, write_table
 from polysense.apps.inputs import check_model, choose_device
+from polysense.apps.result_files import TABLES, open_files, write_table
 from polysense.apps.screen import note
 from polysense.impute import impute as run
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from polysense.core.errors import InputError
+from polysense.data.items import Item
 
 # Where each modality's reader says which endings it reads; a file named outright is tried whatever its ending.
 READERS = {
@@ -49,16 +50,22 @@ def expand(inputs: Sequence[str], endings: Sequence[str]) -> list[Path]:
     return files
 
 
-def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]) -> dict[str, list[Path]]:
-    """modality -> its files, each kind in the order given.
+def sort_items(
+    list_them: Callable[[Sequence[str]], Iterable[Item]],
+    named: Sequence[str],
+    modality: str | None,
+    known: Sequence[str],
+) -> dict[str, list[Item]]:
+    """modality -> its items, each kind in the order given.
 
     Args:
-        inputs: Files, folders, patterns; kinds may be mixed.
+        list_them: Lists what is meant, from folders what has one of the endings that it is told.
+        named: What was named outright.
         modality: What all of them are; None tells by their endings.
         known: Modalities that may be.
 
     Raises:
-        InputError: See `expand` and `guess`; or the modality is none of the known ones.
+        InputError: See `list_items` and `guess`; or the modality is none of the known ones.
     """
     if modality is not None and modality not in known:
         raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(known)}")
@@ -66,16 +73,17 @@ def sort_files(inputs: Sequence[str], modality: str | None, known: Sequence[str]
     # From folders come the files whose ending leaves no doubt, and .txt files of words; a doubtful one that is named
     # outright is asked about.
     counts = Counter(ending for name in names for ending in endings(name))
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[Item]] = {}
     sure = [ending for ending, count in counts.items() if count == 1]
-    for path in expand(inputs, [*sure, ".txt"] if "text" in names else sure):
+    for item in list_them([*sure, ".txt"] if "text" in names else sure):
+        path = Path(item.place if item.is_local else item.name)
         doubtful = path.suffix.lower() == ".txt" and ".txt" not in sure
-        if doubtful and str(path) not in inputs and not is_prose(path):
+        if doubtful and item.name not in named and not is_prose(path):
             continue
-        groups.setdefault(modality or guess(path, known), []).append(path)
+        groups.setdefault(modality or guess(path, known), []).append(item)
     if not groups:
         problem = "no file was found whose kind is plain to see"
-        raise InputError(", ".join(inputs), problem, f"say --modality {'|'.join(known)}")
+        raise InputError(", ".join(named), problem, f"say --modality {'|'.join(known)}")
     return groups
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from polysense.apps.backtest import Whole, write_table
 from polysense.apps.embed import embedding_tasks
 from polysense.apps.inputs import choose_device, endings, guess
+from polysense.apps.result_files import Whole, write_table
 from polysense.apps.screen import note
 from polysense.core.errors import InputError
 from polysense.index import Index

@@ -3,8 +3,8 @@
 Each row of table_rows.py named is fitted once for each method with the tokenizer as it is, so that what differs is what
 the method may change: `probe` the head, `head` the head by gradient descent, `full` all weights of the encoder (in a
 copy), the others an adapter. Prints a markdown table of the metric on the test part, parameters within the encoder
-and seconds, and writes `adapters.jsonl`. With `--encoder random:NAME` the same on an encoder that knows nothing:
-shapes and files alone are at stake then.
+and seconds, and writes `adapters.jsonl`; what stands there already is not measured again. With `--encoder random:NAME`
+the same on an encoder that knows nothing: shapes and files alone are at stake then.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def main() -> None:
     parser.add_argument("--encoder", default="embedded")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    records = []
+    kept = args.out / "adapters.jsonl"
+    records = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(record["row"], record["method"]) for record in records}
     for row in args.rows or USUAL:
         for method in args.methods:
+            if (row, method) in done:
+                continue
             records.append(measure_method(row, method, args))
             print(json.dumps(records[-1]), flush=True)
-            with (args.out / "adapters.jsonl").open("a") as file:
+            with kept.open("a") as file:
                 file.write(json.dumps(records[-1]) + "\n")
     print(markdown(records))
 

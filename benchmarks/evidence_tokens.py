@@ -29,7 +29,7 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.tokenizers.base import Tokenizer
 from polysense.training.examples import Examples, Subset, WindowExamples
-from polysense.training.fit import build_for
+from polysense.training.fit_pipeline import build_for
 from polysense.training.sources import Sources, open_sources
 
 BATCH = {"video": 4, "audio": 8, "point_cloud": 8, "time_series": 16}  # examples that run together; 32 elsewhere

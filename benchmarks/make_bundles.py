@@ -25,8 +25,11 @@ from polysense.data.time_series import read_series, read_series_all
 from polysense.pipeline import Pipeline
 from polysense.saving import save
 from polysense.tasks import TASKS
+from polysense.training.calibrate import calibrate
 from polysense.training.evaluate import measure
-from polysense.training.fit import BATCH, build_for, calibrate, finish, train_pipeline
+from polysense.training.fit_phases import finish, train_pipeline
+from polysense.training.fit_pipeline import build_for
+from polysense.training.fit_recipe import BATCH
 from polysense.training.joint import Recipe
 from polysense.training.progress import Progress
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources, open_sources

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from polysense.backbone.encoder import Encoder, EncoderConfig
+from polysense.building import load_tokenizer_weights
 from polysense.data.dataset import list_files
 from polysense.data.time_series import SeriesFrame, read_series
-from polysense.pipeline import load_tokenizer_weights
 from polysense.tokenizers.audio import AudioConfig, AudioTokenizer
 from polysense.tokenizers.image import ImageConfig, ImageTokenizer
 from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer

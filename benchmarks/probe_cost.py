@@ -21,7 +21,7 @@ import torch
 
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
-from polysense.training import fit as fitting
+from polysense.training import fit_phases
 from polysense.training.fit import fit
 from polysense.training.probe import GRID, pooled_features, probe
 from polysense.training.sources import open_sources
@@ -70,13 +70,13 @@ def time_fits(sounds: Path, folder: Path) -> tuple[float, float]:
 
 def time_adapter(sounds: Path, folder: Path, epochs: int, keep: bool) -> tuple[float, dict[str, float]]:
     """LoRA and head, with kept tokens or as it was without them."""
-    usual = fitting.keep_tokens
+    usual = fit_phases.keep_tokens
     if not keep:
-        fitting.keep_tokens = lambda pipeline, learning, watched, recipe: (pipeline, learning, watched)
+        fit_phases.keep_tokens = lambda pipeline, learning, watched, recipe: (pipeline, learning, watched)
     started = time.perf_counter()
     result = fit(TASK, sounds, folder / "lora", method="lora", train="head", epochs=epochs, patience=epochs,
                  progress=False)  # fmt: skip
-    fitting.keep_tokens = usual
+    fit_phases.keep_tokens = usual
     return time.perf_counter() - started, result.metrics
 
 

@@ -17,6 +17,8 @@ from polysense.core.predictions import Prediction
 
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Prediction)}
 
+PLAIN = frozenset({str, float, int, bool, type(None)})
+
 
 def dumps(prediction: Prediction) -> str:
     """One line, without a line break."""
@@ -37,6 +39,8 @@ def loads(line: str) -> Prediction:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple) and PLAIN.issuperset(map(type, value)):  # long lists of names and scores
+        return list(value)
     if isinstance(value, np.ndarray):
         packed = zlib.compress(np.ascontiguousarray(value).tobytes(), 1)
         return {"array": base64.b64encode(packed).decode(), "dtype": value.dtype.str, "shape": value.shape}
@@ -58,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 def _rich(value: Any) -> Any:
     if isinstance(value, list):
-        return [_rich(one) for one in value]
+        return value if PLAIN.issuperset(map(type, value)) else [_rich(one) for one in value]
     if not isinstance(value, dict):
         return value
     if "array" in value:

@@ -1,4 +1,5 @@
-"""Predictions -> one file, by its ending: .jsonl, .json, .csv, .parquet, and .coco.json for boxes. What stands at the
+"""Predictions -> one file, by its ending: .jsonl, .json, .csv, .parquet, .coco.json for boxes, .npy and .npz for
+embeddings. What stands at the
 path is always complete.
 
 Rows are written as they come into a temporary file beside the target, which takes the target's name at the end: a run
@@ -256,6 +257,8 @@ def open_writer(
     Raises:
         InputError: The ending is none that can be written, or the folder cannot be written to.
     """
+    import polysense.data.array_writer  # noqa: F401 (registers .npy and .npz)
+
     name = Path(path).name.lower()
     writer: type[Writer] | None = next((WRITERS[end] for end in WRITERS if name.endswith(end)), None)
     if writer is None:
@@ -291,7 +294,10 @@ def _cell(value: Any) -> Any:
 
 def _dumps(value: Any) -> str:
     # NaN is no JSON; a missing number is null for every reader.
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

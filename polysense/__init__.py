@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Known", "Pipeline", "bundles", "fit", "load", "load_encoder", "open_detector"]
+__all__ = ["AdapterSet", "InputError", "Known", "Pipeline", "bundles", "fit", "load", "load_encoder", "open_detector"]
 
 # Whoever runs Python in a checkout's root finds this folder before the installed package; its sisters (core, heads, …)
 # then stand one level up.
@@ -21,6 +21,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "core" / "registry.py").is_
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
+    from polysense.adapter_set import AdapterSet
     from polysense.backbone.weights import load_encoder
     from polysense.bundle import bundles
     from polysense.core.errors import InputError
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from polysense.open_vocabulary import open_detector
     from polysense.pipeline import Pipeline
 
-_HOMES = {"InputError": "core.errors", "Known": "core.types", "Pipeline": "pipeline", "bundles": "bundle",
-          "load_encoder": "backbone.weights", "open_detector": "open_vocabulary"}  # fmt: skip
+_HOMES = {"AdapterSet": "adapter_set", "InputError": "core.errors", "Known": "core.types", "Pipeline": "pipeline",
+          "bundles": "bundle", "load_encoder": "backbone.weights", "open_detector": "open_vocabulary"}  # fmt: skip
 
 
 def load(name_or_path: str | Path, device: str = "cpu", engine: str = "torch") -> Pipeline:

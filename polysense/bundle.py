@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polysense.core.errors import InputError
+from polysense.tasks import TASKS, Task
 
 FORMAT = 1
 PARTS = {"tokenizer": ("name", "config", "embedded_tensors"), "head": ("name", "config"), "encoder": ("spec", "sha256")}
@@ -87,6 +88,36 @@ def find_bundle(name: str | Path) -> Path | None:
             return info.path
     path = Path(name).expanduser()
     return path if path.is_dir() else None
+
+
+def needs_no_bundle(name: str) -> bool:
+    """Whether it is a task whose answers are what encoder and tokenizer give: an embedding, though not of tables."""
+    return name in TASKS and TASKS[name].kind == "embedding" and TASKS[name].modality != "tabular"
+
+
+def fetch_bundle(name: str) -> Path:
+    """Fetches a bundle that is not here.
+
+    Raises:
+        InputError: It is a task for which none ships, no name of a bundle at all, or the Hub does not give it.
+    """
+    if name in TASKS:
+        raise _none_ships(TASKS[name])
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        fix = "see polysense models for the names, or give a bundle folder or a Hub repository owner/name"
+        raise InputError(name, "there is no bundle of this name", fix)
+    return download_bundle(name)
+
+
+def _none_ships(task: Task) -> InputError:
+    if task.kind == "embedding":
+        fix = "make one for yours: Pipeline.build('tabular-embedding', sources=[table])"
+        return InputError(task.name, "its columns differ from table to table, so none ships", fix)
+    if task.head == "naming":
+        fix = 'name the classes: polysense predict zero-shot FILES --labels "dog, cat"'
+        return InputError(task.name, "its classes are those that you name", fix)
+    fix = f"train one with: polysense fit {task.name} DATA --out BUNDLE"
+    return InputError(task.name, "no bundle for this task ships with polysense", fix)
 
 
 def download_bundle(repo: str) -> Path:

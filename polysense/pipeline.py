@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from polysense.backbone.encoder import Encoder
 from polysense.backbone.engines import engine_of, with_engine
-from polysense.backbone.weights import create_timm, load_encoder, tokenizer_weights
-from polysense.bundle import download_bundle, find_bundle
+from polysense.backbone.weights import load_encoder
+from polysense.building import new_head, new_tokenizer
+from polysense.bundle import fetch_bundle, find_bundle, needs_no_bundle
 from polysense.card import Card
-from polysense.components import get_head, get_tokenizer
+from polysense.components import get_head
 from polysense.core.errors import InputError
-from polysense.core.options import check_options, make_config
+from polysense.core.options import make_config
 from polysense.core.predictions import Embedding, Prediction
 from polysense.core.types import Features, Known, Sample
 from polysense.heads.base import Head, Out, cat_padded
@@ -96,13 +97,8 @@ class Pipeline(nn.Module):
         trunk = shared_encoder(encoder) if isinstance(encoder, str) else encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            front, pretrained = _new_tokenizer(what.modality, trunk, {**what.tokenizer, **(tokenizer or {})}, sources)
-            head_class = get_head(what.head)
-            options = dict(head or {})
-            if "fine" in (field.name for field in fields(head_class.Config)):
-                options.setdefault("fine", getattr(front, "fine_channels", ()))
-            config: Any = make_config(head_class.Config, options, f"head of {task}")
-            pipeline = cls(what, front, trunk, head_class(config, trunk.config.width))
+            front, pretrained = new_tokenizer(what.modality, trunk, {**what.tokenizer, **(tokenizer or {})}, sources)
+            pipeline = cls(what, front, trunk, new_head(what, head or {}, front, trunk.config.width))
             if adapter is not None:
                 pipeline.adapt(**adapter)
             pipeline.settled = {f"tokenizer.{name}" for name in pretrained}
@@ -378,34 +374,17 @@ class Pipeline(nn.Module):
         Raises:
             InputError: There is no such bundle, or it is damaged or made for another encoder; or see `with_engine`.
         """
-        return cls._from_pretrained(name_or_path).to(device).with_engine(engine)
-
-    @classmethod
-    def _from_pretrained(cls, name_or_path: str | Path) -> Pipeline:
         from polysense.saving import load
 
-        folder = find_bundle(name_or_path)
-        if folder is None:
-            task = str(name_or_path)
-            if task in TASKS and TASKS[task].kind == "embedding":
-                if TASKS[task].modality == "tabular":
-                    fix = "make one for yours: Pipeline.build('tabular-embedding', sources=[table])"
-                    raise InputError(task, "its columns differ from table to table, so none ships", fix)
-                return cls.build(task)
-            if task in TASKS and TASKS[task].head == "naming":
-                fix = 'name the classes: polysense predict zero-shot FILES --labels "dog, cat"'
-                raise InputError(task, "its classes are those that you name", fix)
-            if task in TASKS:
-                fix = f"train one with: polysense fit {task} DATA --out BUNDLE"
-                raise InputError(task, "no bundle for this task ships with polysense", fix)
-            if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/", "~")):
-                fix = "see polysense models for the names, or give a bundle folder or a Hub repository owner/name"
-                raise InputError(name_or_path, "there is no bundle of this name", fix)
-            folder = download_bundle(str(name_or_path))
+        name, folder = str(name_or_path), find_bundle(name_or_path)
+        if folder is not None:
             pipeline = load(cls, folder)
-            pipeline.name = str(name_or_path)  # the folder is called after a commit
-            return pipeline
-        return load(cls, folder)
+        elif needs_no_bundle(name):
+            pipeline = cls.build(name)
+        else:
+            pipeline = load(cls, fetch_bundle(name))
+            pipeline.name = name  # the folder is called after a commit
+        return pipeline.to(device).with_engine(engine)
 
 
 def is_batch(sources: Any) -> bool:
@@ -422,52 +401,3 @@ def is_many(sources: Any) -> bool:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def _new_tokenizer(
-    modality: str, encoder: Encoder, options: dict[str, Any], sources: Sequence[Any]
-) -> tuple[Tokenizer, list[str]]:
-    """A tokenizer for this encoder (timm's own patch embedding, embedded weights, or seeded ones), and the names of
-    the tensors that are not random."""
-    kind, _, _ = encoder.spec.partition(":")
-    cls, name = get_tokenizer(modality), f"{modality} tokenizer"
-    check_options(cls.Config, options, name)
-    if modality == "image" and kind in ("timm", "random") and options.get("form", "vit") == "vit":
-        from polysense.tokenizers.image import from_timm
-
-        patches = from_timm(create_timm(encoder.spec), **{k: v for k, v in options.items() if k != "form"})
-        return patches, sorted(patches.state_dict()) if kind == "timm" else []
-    _, pretrained = tokenizer_weights(encoder.spec, modality)
-    columns = pretrained.pop("columns", ())
-    config: Any = make_config(cls.Config, {"width": encoder.config.width, **pretrained, **options}, name)
-    try:
-        config = cls.fit_config(config, sources) if sources else config
-        tokenizer = cls(_with_schema(config, columns) if columns else config)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(name, str(error), f"see {cls.Config.__name__} for the options") from error
-    return tokenizer, load_tokenizer_weights(tokenizer, modality, encoder.spec)
-
-
-def _with_schema(config: Any, columns: Sequence[Mapping[str, Any]]) -> Any:
-    """A table's configuration with the columns that its tokenizer was pretrained on, where they are the same ones."""
-    known = {(column["name"], column["kind"]) for column in columns}
-    if {(column.name, column.kind) for column in config.columns} != known:
-        return config
-    return replace(config, columns=tuple(columns))
-
-
-def load_tokenizer_weights(tokenizer: Tokenizer, modality: str, spec: str = "embedded") -> list[str]:
-    """Copies the tensors that were pretrained with an encoder and whose names and shapes the tokenizer has.
-
-    Returns:
-        Their names; none where the encoder came without tokenizers, or knows a table of other columns.
-    """
-    own = tokenizer.state_dict()
-    state, config = tokenizer_weights(spec, modality)
-    if "columns" in config and [c["name"] for c in config["columns"]] != [c.name for c in tokenizer.config.columns]:
-        return []
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    tokenizer.load_state_dict(fitting, strict=False)
-    return sorted(fitting)

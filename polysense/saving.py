@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polysense.backbone.adapters import AdaptedEncoder, load_adapter
 from polysense.backbone.checkpoints import load_strict
@@ -92,6 +92,12 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def hash_weights(modules: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over all tensors of several pipelines."""
+    return fingerprint({f"{name}.{key}": value for name, module in modules.items()
+                        for key, value in module.state_dict().items()})  # fmt: skip
 
 
 def check_place(path: Path) -> None:

@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 
 WIDTH = 48
 CLASSES = ("a", "b", "c")
+PATCHES = {"form": "patch", "size": 64}  # of an image tokenizer: learns colours from random weights, fast
 HORIZON = 8
 WORDS = ("the", "small", "dog", "barks", "at", "a", "passing", "train", "and", "nobody", "minds", "Überraschung", "!")
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -242,3 +243,33 @@ def quick(encoder_spec, tmp_path):
         return result, polysense.load(result.path)
 
     return run
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """Features are kept in a folder of the test's own."""
+    monkeypatch.setenv("POLYSENSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("POLYSENSE_CACHE_GB", "1")
+
+
+@pytest.fixture
+def pictures_of(image_folders, build):
+    """make(**pipeline options) -> a pipeline and examples of pictures, which share one cache on disk."""
+    from polysense.training.feature_cache import FeatureCache
+    from polysense.training.sources import open_sources
+
+    sources = open_sources(TASKS["image-classification"], image_folders)
+
+    def make(lasting=True, tokenizer=PATCHES, **over):
+        pipeline = build("image-classification", head=sources.head_options(), tokenizer=tokenizer, **over)
+        pictures = sources.examples(pipeline.tokenizer, "")
+        pictures.features = FeatureCache({"task": "image-classification", "data": "pictures"}, lasting)
+        return pipeline, pictures
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sure():
+    """sure(metrics) -> those that do not hang on ties, as ranks of untrained answers do."""
+    return lambda metrics: {k: v for k, v in metrics.items() if k in ("log_loss", "mse", "rmse", "mae")}

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from typer.testing import CliRunner
 
+import polysense
 from polysense.apps import cli
 from polysense.apps.panels import COLOURS, INK
 from polysense.core.errors import InputError
@@ -313,7 +314,7 @@ def test_a_missing_folder_stops_before_the_work(
         raise AssertionError("it began")
 
     monkeypatch.setattr(app, "run", never)
-    monkeypatch.setattr(app.polysense, "load", never)
+    monkeypatch.setattr(polysense, "load", never)
     with pytest.raises(SystemExit):
         cli.main(["backtest", "any-series", str(file), "--json", "nowhere/a.json"])
     assert "its folder does not exist" in capsys.readouterr().err

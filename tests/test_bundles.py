@@ -263,9 +263,7 @@ def test_embeddings_need_no_bundle():
 
 
 def test_hub_bundle_keeps_its_name(saved, monkeypatch):
-    from polysense import pipeline as pipelines
-
-    monkeypatch.setattr(pipelines, "download_bundle", lambda repo: saved[1])
+    monkeypatch.setattr(bundle, "download_bundle", lambda repo: saved[1])
     assert polysense.load("owner/name").name == "owner/name"
 
 

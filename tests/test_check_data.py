@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from PIL import Image
 
 from polysense.apps import cli
@@ -58,6 +59,37 @@ def test_leaks_are_found_and_named(parts):
     assert exact.files == (str(parts / "val/red/again.png"),)
     assert "picture of test" in near.sentence
     assert near.files == (f"{parts / 'test/blue/larger.jpg'} = {parts / 'train/blue/3.png'}",)
+
+
+def test_recordings_saved_again_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write(name, wave, rate=16000, **options):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave, rate, **options)
+        return path
+
+    def sound(seed):  # a few tones that come and go
+        rng = np.random.default_rng(seed)
+        time = np.arange(32000) / 16000
+        tones = [np.sin(2 * np.pi * rng.uniform(150, 3500) * time) * (np.sin(rng.uniform(2, 12) * time + seed) > 0)
+                 for _ in range(5)]  # fmt: skip
+        return 0.1 * sum(tones) + 0.001 * rng.normal(size=len(time))
+
+    for seed in range(6):
+        for place in ("train/a", "train/b", "test/a", "test/b"):
+            write(f"{place}/{seed}.wav", sound(1000 * len(place) + 10 * ord(place[-1]) + seed))
+    first = write("train/a/first.wav", sound(900))
+    quieter = write("test/a/quieter.mp3", 0.4 * sound(900), format="MP3")
+    write("test/b/longer.wav", np.concatenate([sound(900), sound(901)]))
+    noise = rng.normal(size=32000) * 0.1
+    write("train/b/noise.wav", noise)
+    write("test/b/noise.wav", rng.normal(size=32000) * 0.1)  # stationary, but not the same
+    _, report = check("audio-classification", tmp_path)
+    (near,) = [finding for finding in report.findings if "sound the same" in finding.sentence]
+    assert near.severity == "warning" and near.sentence.startswith("1 recording of test")
+    assert near.files == (f"{quieter} = {first}",)
 
 
 def test_one_content_with_two_labels(parts):

@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 import polysense
 from polysense.apps import cli, inputs
+from polysense.apps.flow import Reading
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Labels, Prediction
 from polysense.core.types import Sample
@@ -57,19 +59,11 @@ class PretendedPipeline:
         self.modality = modality
         self.tokenizer = PretendedTokenizer()
         self.encoder = SimpleNamespace(fingerprint=lambda: "0123")
+        self.encoder_hash = "0123"
         self.device = torch.device("cpu")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"weight": torch.zeros(1)}
-
-    def stream(self, sources: Iterable[Path], batch_size: int = 16, on_error: str = "raise") -> Iterator[Any]:
-        for source in sources:
-            try:
-                yield from self.answer([[sample] for sample in self.tokenizer.read_all(source)])
-            except InputError as error:
-                if on_error == "raise":
-                    raise
-                yield error
 
     def answer(self, sequences: list[list[Sample]], *_: Any) -> list[Prediction]:
         return [self.answer_one(parts[0].source, parts[0].meta["text"]) for parts in sequences]
@@ -105,7 +99,8 @@ def run(*arguments: str) -> int:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, polysense.apps.cli; print(sorted(set('torch numpy pandas rich PIL'.split()) & {*sys.modules}))"
+    heavy = "torch numpy pandas rich PIL gradio"
+    code = f"import sys, polysense.apps.cli; print(sorted(set('{heavy}'.split()) & {{*sys.modules}}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -306,11 +301,16 @@ def test_a_file_named_like_a_pattern_is_found(files: Path) -> None:
 def test_words_in_a_folder_are_texts_and_numbers_are_not(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear all, it rained the whole week, so we stayed inside and read.")
     (tmp_path / "scan.txt").write_text("0.1 0.2 0.3\n0.4 0.5 0.6\n")
-    known = ["image", "point_cloud", "text"]
-    assert inputs.sort_files([str(tmp_path / "letter.txt")], None, known) == {"text": [tmp_path / "letter.txt"]}
+
+    def sort(name: Path) -> dict[str, list[str]]:
+        names = [str(name)]
+        groups = inputs.sort_items(partial(Reading().items, names), names, None, ["image", "point_cloud", "text"])
+        return {modality: [item.name for item in items] for modality, items in groups.items()}
+
+    assert sort(tmp_path / "letter.txt") == {"text": [str(tmp_path / "letter.txt")]}
     with pytest.raises(InputError, match="point_cloud or text"):
-        inputs.sort_files([str(tmp_path / "scan.txt")], None, known)
-    assert inputs.sort_files([str(tmp_path)], None, known) == {"text": [tmp_path / "letter.txt"]}
+        sort(tmp_path / "scan.txt")
+    assert sort(tmp_path) == {"text": [str(tmp_path / "letter.txt")]}
 
 
 def test_zero_shot_options_belong_to_zero_shot(files: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,6 +14,7 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.training import evaluate as evaluation
 from polysense.training import fit as fitting
+from polysense.training import fit_phases
 from polysense.training.evaluate import evaluate, measure
 from polysense.training.sources import open_sources
 
@@ -35,7 +36,7 @@ def test_class_folders(quick, image_folders, encoder):
 @pytest.mark.parametrize("own", [False, True])
 def test_validation_rows_teach_at_the_end_unless_the_data_name_them(own, quick, image_folders, tmp_path, monkeypatch):
     solved = []
-    monkeypatch.setattr(fitting, "solve_again", lambda pipeline, probed: solved.append(probed.val[0].shape[0]))
+    monkeypatch.setattr(fit_phases, "solve_again", lambda pipeline, probed: solved.append(probed.val[0].shape[0]))
     data = image_folders
     if own:
         for i, file in enumerate(sorted(image_folders.rglob("*.png"))):

@@ -280,6 +280,13 @@ def test_errors_of_a_run_before_go(tmp_path: Path) -> None:
     assert not (tmp_path / "o.jsonl.errors.jsonl").exists()
 
 
+def test_it_says_where_the_answers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job(bad=(1,)).run(tmp_path / "o.jsonl")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("9 answers, 1 skipped, ")
+    job().run(tmp_path / "o.jsonl")
+    assert capsys.readouterr().err.endswith(f": {tmp_path / 'o.jsonl'}\n")
+
+
 def test_rows_say_what_answered(tmp_path: Path) -> None:
     job(about={"model": "m", "encoder": "0123"}).run(tmp_path / "o.jsonl")
     assert all(row["model"] == "m" and row["encoder"] == "0123" for row in rows(tmp_path / "o.jsonl"))

@@ -8,8 +8,7 @@ from polysense.core.errors import InputError
 from polysense.heads.classify import ClassificationHead
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
-from polysense.training import fit as fitting
-from polysense.training import joint
+from polysense.training import fit_phases, fit_recipe, joint
 from polysense.training.compute import start
 from polysense.training.joint import Average, Best, Recipe, batches, make_optimiser, train_step
 from polysense.training.progress import Progress
@@ -71,11 +70,11 @@ def test_what_is_kept_are_the_averaged_weights(image_folders, encoder):
 
 
 def test_dense_tasks_have_a_recipe_of_their_own():
-    dense = fitting.recipe_for(TASKS["object-detection"], lr=1e-3, settled_lr=None, augment=None, batch_size=None)
+    dense = fit_recipe.recipe_for(TASKS["object-detection"], lr=1e-3, settled_lr=None, augment=None, batch_size=None)
     assert (dense.batch_size, dense.settled_lr, dense.augment, dense.average) == (8, 0.0, True, 0.99)
-    asked = fitting.recipe_for(TASKS["image-segmentation"], settled_lr=0.1, augment=False, batch_size=2)
+    asked = fit_recipe.recipe_for(TASKS["image-segmentation"], settled_lr=0.1, augment=False, batch_size=2)
     assert (asked.batch_size, asked.settled_lr, asked.augment) == (2, 0.1, False)
-    assert fitting.recipe_for(TASKS["image-classification"]) == Recipe()
+    assert fit_recipe.recipe_for(TASKS["image-classification"]) == Recipe()
 
 
 def test_embedded_tensors_learn_more_slowly():
@@ -112,8 +111,7 @@ def scripted(monkeypatch, scores):
         seen.append(pipeline.head.classify[-1].bias.detach().clone())
         return {"accuracy": scores[len(seen) - 1] if len(seen) <= len(scores) else 0.0, "log_loss": 1.0}
 
-    for module in (fitting, joint):
-        monkeypatch.setattr(module, "measure", fake)
+    monkeypatch.setattr(joint, "measure", fake)
     return seen
 
 
@@ -126,7 +124,7 @@ def test_early_stopping_keeps_the_best(monkeypatch, quick, image_folders):
 
 def test_probe_alone(monkeypatch, quick, image_folders):
     seen = scripted(monkeypatch, [0.5])
-    monkeypatch.setattr(fitting, "solve_again", lambda pipeline, probed: None)
+    monkeypatch.setattr(fit_phases, "solve_again", lambda pipeline, probed: None)
     result, bundle = quick("image-classification", image_folders, tokenizer_options=PATCHES, epochs=0)
     assert result.epochs == 0 and torch.equal(bundle.head.classify[-1].bias, seen[0]) and seen[0].any()
 

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.backbone.weights import load_encoder
+from polysense.building import load_tokenizer_weights
 from polysense.data.point_cloud import Cloud
 from polysense.data.time_series import SeriesFrame
-from polysense.pipeline import load_tokenizer_weights
 from polysense.tokenizers.audio import AudioConfig, AudioTokenizer
 from polysense.tokenizers.image import ImageConfig, ImageTokenizer
 from polysense.tokenizers.point_cloud import PointCloudConfig, PointCloudTokenizer

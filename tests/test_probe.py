@@ -12,7 +12,7 @@ from polysense.heads.embed import EmbeddingConfig, EmbeddingHead
 from polysense.heads.forecast import ForecastConfig, ForecastHead
 from polysense.heads.regress import RegressionConfig, RegressionHead
 from polysense.tasks import TASKS
-from polysense.training.fit import calibrate
+from polysense.training.calibrate import calibrate
 from polysense.training.probe import can_probe, pooled_features, probe, solve_again
 
 WIDTH = 24

@@ -15,7 +15,8 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.tokenizers.series_kernels import KERNELS, LocalKernels, dilations_of, segment_weights
 from polysense.tokenizers.time_series import SeriesConfig, TimeSeriesTokenizer
-from polysense.training.fit import build_for, fit
+from polysense.training.fit import fit
+from polysense.training.fit_pipeline import build_for
 from polysense.training.sources import FileSources
 
 

@@ -41,6 +41,19 @@ YAMNET_READ = (7, 9, 14)  # layers whose outputs are read
 YAMNET_FRAMES = 96  # what the network was trained on: windows of 0.96 s, beyond whose edges there is nothing
 
 
+def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """The same maps, the channels of a pixel side by side: on a CPU an image of 128 pixels then takes about
+    two thirds of the time."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def lay_out(stem: nn.Module) -> None:
+    """Lays a stem's kernels out as `channels_last` does its maps."""
+    for parameter in stem.parameters():
+        if parameter.ndim == 4:
+            parameter.data = channels_last(parameter.data)
+
+
 class PaddedConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding for inputs whose sides the total stride divides."""
 
@@ -100,9 +113,10 @@ class Lite0Stem(nn.Module):
                 blocks.append(InvertedResidual(channels, stage, stage.stride if i == 0 else 1))
                 channels = stage.channels
         self.blocks = nn.Sequential(*blocks)
+        lay_out(self)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.blocks(F.relu6(self.first(x)))
+        return self.blocks(F.relu6(self.first(channels_last(x))))
 
     @property
     def fine_channels(self) -> tuple[int, ...]:
@@ -112,7 +126,7 @@ class Lite0Stem(nn.Module):
 
     def maps(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
         """What `forward` gives, and the maps that led to it, each twice as fine as the one before, up to stride 4."""
-        x, finer = F.relu6(self.first(x)), []
+        x, finer = F.relu6(self.first(channels_last(x))), []
         for block in self.blocks:
             if cast(InvertedResidual, block).depthwise.stride[0] == 2:
                 finer.append(x)
@@ -139,6 +153,7 @@ class YamnetStem(nn.Module):
             blocks.append(Separable(channels, out_channels, stride))
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
+        lay_out(self)
 
     def forward(self, x: Float[Tensor, "b 1 t 64"]) -> Float[Tensor, "b 1024 t2 6"]:
         frames = x.shape[2]
@@ -148,7 +163,7 @@ class YamnetStem(nn.Module):
         return maps.transpose(1, 2).flatten(2, 3)[:, :, : frames // self.stride]
 
     def _window(self, x: Float[Tensor, "b 1 96 64"]) -> Float[Tensor, "b 1024 6 6"]:
-        x, read = F.relu(self.first(x)), []
+        x, read = F.relu(self.first(channels_last(x))), []
         for layer, block in enumerate(self.blocks, 2):
             x = block(x)
             if layer in YAMNET_READ:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from polysense.core.errors import InputError
-from polysense.training.check_files import Seen, look, name_of, near_copies
+from polysense.training.check_files import Seen, look, name_of
+from polysense.training.near_copies import near_copies
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources
 
 BROKEN_SHARE = 0.05  # of the files that may be unreadable; they are left out
@@ -114,6 +115,17 @@ def _unlabelled(count: int) -> Iterator[Finding]:
         yield Finding("note", f"{count:,} rows without a finite target are left out")
 
 
+def _near_copies(rest: Sequence[Seen], seen: Sequence[Seen], part: str) -> Iterator[Finding]:
+    """Of what is held out and no copy: what looks or sounds like something in train."""
+    ours = [(one, one.likeness) for one in rest if one.likeness is not None]
+    theirs = [(one, one.likeness) for one in seen if one.item.split == "train" and one.likeness is not None]
+    if near := near_copies([likeness for _, likeness in ours], [likeness for _, likeness in theirs]):
+        kind = ours[0][1].kind
+        does = "look" if kind == "picture" else "sound"
+        files = tuple(f"{ours[i][0].name} = {theirs[j][0].name}" for i, j in near)
+        yield Finding("warning", f"{_count(near, kind)} of {part} {does} the same as one in train", files)
+
+
 def _copies(seen: Sequence[Seen]) -> Iterator[Finding]:
     """Equal or nearly equal inputs in different parts, and equal ones with different targets."""
     groups: dict[str, list[Seen]] = defaultdict(list)
@@ -127,10 +139,7 @@ def _copies(seen: Sequence[Seen]) -> Iterator[Finding]:
             yield _warning(
                 f"{_count(leaks, 'example')} of {part} ({len(leaks) / len(held):.1%}) are in train too", leaks
             )
-        rest = [one for one in held if one.digest not in taught]
-        if near := near_copies(rest, [one for one in seen if one.item.split == "train"]):
-            files = tuple(f"{ours.name} = {theirs.name}" for ours, theirs in near)
-            yield Finding("warning", f"{_count(near, 'picture')} of {part} look the same as one in train", files)
+        yield from _near_copies([one for one in held if one.digest not in taught], seen, part)
     pairs = [group for group in groups.values() if len({one.names for one in group}) > 1]
     if pairs:
         several = [one for group in pairs for one in group]

@@ -46,7 +46,7 @@ def check_engine(
         raise InputError(pipeline.task.name, "the task has no metric that 8-bit weights could be judged by",
                          "use the engine onnx")  # fmt: skip
     quantised = with_encoder(pipeline, with_engine(pipeline.encoder, "onnx-int8"))
-    examples = _examples(pipeline, data, split, target)
+    examples = part_to_measure(pipeline, data, split, target)
     found = gate(pipeline, lambda _: quantised, examples, most_drop, batch_size=batch_size)
     check = EngineCheck(pipeline.task.name, found.metric, found.before, found.after, found.drop, found.most_drop,
                         found.passed, found.examples, f"{Path(data).name}, {split} part")  # fmt: skip
@@ -54,7 +54,8 @@ def check_engine(
     return check
 
 
-def _examples(pipeline: Pipeline, data: str | Path, split: str, target: str | None) -> Examples:
+def part_to_measure(pipeline: Pipeline, data: str | Path, split: str, target: str | None) -> Examples:
+    """The examples of a part as `check_engine` understands it: those that nothing was learned from."""
     sources = open_sources(pipeline.task, data, **as_trained(pipeline, target))
     if split == "all":
         if parts := [part for part in sources.splits() if part]:

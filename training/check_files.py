@@ -3,8 +3,6 @@
 Each file is read once by its own reader, images at a reduced size and clips at two moments; the tokenizer reads it
 again later. That costs about as long as one epoch of reading, and finds what a look at headers does not: files cut
 short.
-
-Shape legend: n items, t values of a thumbnail.
 """
 
 from __future__ import annotations
@@ -16,19 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from polysense.core.errors import InputError
 from polysense.data.dataset import BoxTarget, Item
 from polysense.data.masks import MaskFile, read_mask
 from polysense.data.segments import read_segments
 from polysense.tasks import Task
-
-SIDE = 16  # pixels of a thumbnail
-FLAT = 4.0  # standard deviation, of 255, below which a picture shows too little to be told from another
-ALIKE = 0.998  # correlation of two thumbnails of one picture: saved again, or at another size
-SHADE = 8.0  # difference, of 255, of their mean colours at most
-AT_ONCE = 1024  # thumbnails compared at a time
+from polysense.training.near_copies import SIDE, Likeness, likeness_of_picture, likeness_of_sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +32,7 @@ class Seen:
     digest: str = ""  # of its content; "" where it is neither a file nor one of the known objects
     names: tuple[str, ...] = ()  # classes that its target names
     boxes: int = 0  # of it that have no area inside of the image
-    thumbnail: tuple[np.ndarray, np.ndarray] | None = None  # structure (t,) of unit length, and mean colour (3,)
+    likeness: Likeness | None = None  # of a picture or a recording
 
     @property
     def name(self) -> str:
@@ -58,15 +50,15 @@ def look(items: Sequence[Item], task: Task, classes: Sequence[str]) -> Iterator[
     """Reads every item and its target once; faults are results, not exceptions."""
     for item in items:
         try:
-            size, thumbnail = _read(task.modality, item.source)
+            size, likeness = _read(task.modality, item.source)
             names = _names(task.kind, item.target, classes, size)
-            yield Seen(item, None, _digest(item.source), names, _flat_boxes(item.target, size), thumbnail)
+            yield Seen(item, None, _digest(item.source), names, _flat_boxes(item.target, size), likeness)
         except InputError as error:
             yield Seen(item, error)
 
 
-def _read(modality: str, source: Any) -> tuple[tuple[int, int] | None, Any]:
-    """Decodes a source; the size (height, width) and thumbnail of an image.
+def _read(modality: str, source: Any) -> tuple[tuple[int, int] | None, Likeness | None]:
+    """Decodes a source; the size (height, width) of an image, and what a picture or a recording is like.
 
     Raises:
         InputError: It cannot be read.
@@ -75,12 +67,13 @@ def _read(modality: str, source: Any) -> tuple[tuple[int, int] | None, Any]:
         from polysense.data.image import read_image_sized
 
         picture, size = read_image_sized(source, target=4 * SIDE)
-        return size, _thumbnail(picture)
+        return size, likeness_of_picture(picture)
     if modality == "audio":
         from polysense.data.audio import read_audio
 
-        read_audio(source)
-    elif modality == "video":
+        recording = read_audio(source)
+        return None, likeness_of_sound(recording.wave, recording.rate)
+    if modality == "video":
         from polysense.data.video import read_video
 
         read_video(source, 2, target=64)
@@ -97,17 +90,6 @@ def _read(modality: str, source: Any) -> tuple[tuple[int, int] | None, Any]:
 
         list(read_texts(source))
     return None, None
-
-
-def _thumbnail(picture: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    from PIL import Image
-
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    colour = small.mean((0, 1))
-    structure = (small - colour).ravel()
-    if structure.std() < FLAT:
-        return None
-    return structure / np.linalg.norm(structure), colour
 
 
 def _digest(source: Any) -> str:
@@ -155,26 +137,3 @@ def _flat_boxes(target: Any, size: tuple[int, int] | None) -> int:
     boxes = np.asarray(target.xyxy, np.float64)
     inside = boxes.clip(0, [size[1], size[0]] * 2)
     return int((~((inside[:, 2:] - inside[:, :2]) > 0).all(1)).sum())
-
-
-def near_copies(held: Sequence[Seen], taught: Sequence[Seen]) -> list[tuple[Seen, Seen]]:
-    """Pictures held out that show the same as one learnt from, saved again or at another size."""
-    left, right = ([one for one in part if one.thumbnail is not None] for part in (held, taught))
-    if not left or not right:
-        return []
-    theirs, their_colour = _stacked(right)
-    found = []
-    for start in range(0, len(left), AT_ONCE):
-        some = left[start : start + AT_ONCE]
-        ours, our_colour = _stacked(some)
-        near = ours @ theirs.T
-        best = near.argmax(1)
-        shade = np.abs(our_colour - their_colour[best]).max(1)
-        alike = (near[np.arange(len(some)), best] >= ALIKE) & (shade <= SHADE)
-        found += [(some[i], right[best[i]]) for i in alike.nonzero()[0]]
-    return found
-
-
-def _stacked(seen: Sequence[Seen]) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "n 3"]]:
-    thumbnails = [one.thumbnail for one in seen if one.thumbnail is not None]
-    return np.stack([structure for structure, _ in thumbnails]), np.stack([colour for _, colour in thumbnails])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,8 @@ def _pieces(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Mapping):
         for key in value:
             yield from _pieces([key, value[key]])
+    elif isinstance(value, Set):
+        yield from _pieces(sorted(value, key=repr))  # two processes go through a set in different orders
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for one in value:
             yield from _pieces(one)

@@ -14,11 +14,11 @@ import torch
 
 from polysense.backbone.encoder import Encoder, EncoderConfig
 from polysense.backbone.weights import load_encoder, tokenizer_weights
+from polysense.building import load_tokenizer_weights
 from polysense.components import get_tokenizer
 from polysense.core.errors import InputError
 from polysense.core.options import make_config
 from polysense.data.dataset import SPLITS
-from polysense.pipeline import load_tokenizer_weights
 from polysense.tokenizers.base import Tokenizer
 from polysense.training.pretrain import pretrain
 from polysense.training.pretrain_card import SetUsed, write_card

@@ -79,7 +79,7 @@ class AdaptedEncoder(Encoder):
 
     @property
     def method(self) -> str:
-        return self.adapter.method if self.adapter is not None else "peft"
+        return self.adapter.method if self.adapter is not None else peft_methods.method(self.model)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """What the adapter has learnt or learns, by name."""

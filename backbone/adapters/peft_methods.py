@@ -61,6 +61,19 @@ def is_peft(model: nn.Module) -> bool:
     return type(model).__module__.startswith("peft.")
 
 
+def method(model: nn.Module) -> str:
+    """Which of PEFT's methods it is, by our names where we have one."""
+    config = cast(Any, model).peft_config["default"]
+    return "dora" if getattr(config, "use_dora", False) else str(config.peft_type.value).lower()
+
+
+def make(encoder: Encoder, config: Any) -> nn.Module:
+    """A new adapter by PEFT's own configuration."""
+    from peft import get_peft_model
+
+    return get_peft_model(cast(Any, encoder), copy.deepcopy(config))
+
+
 def state(model: nn.Module) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
@@ -87,11 +100,11 @@ def save(model: nn.Module, folder: Path) -> None:
 
 def load(encoder: Encoder, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
     """An adapter that PEFT wrote, on the encoder; it goes on learning until told otherwise."""
-    from peft import PeftConfig, get_peft_model
+    from peft import PeftConfig
 
     told = PeftConfig.from_pretrained(str(folder))
     told.inference_mode = False
-    model = get_peft_model(cast(Any, encoder), told)
+    model = make(encoder, told)
     load_state(model, tensors)
     return model
 

@@ -1,0 +1,148 @@
+"""The page as a whole: tabs, server, health."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from polysense.apps.demo.limits import EXAMPLES, QUEUE, UPLOADED, UPLOADS, Options, for_visitors
+from polysense.apps.demo.models import Models
+from polysense.apps.demo.page import Page
+from polysense.core.errors import InputError
+
+TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": "clouds", "Forecast": "forecast",
+        "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Models": "cards"}  # fmt: skip
+TITLE = """# polysense
+One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
+FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
+# No wider than is easy to read; files that are not made yet take little room.
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
+.made .empty {min-height: 90px !important}
+"""
+
+
+def compose(page: Page) -> Any:
+    """The Gradio blocks."""
+    import gradio as gr
+
+    with gr.Blocks(title="polysense", analytics_enabled=False, delete_cache=UPLOADS, fill_width=True) as blocks:
+        gr.Markdown(TITLE)
+        for name, module in TABS.items():
+            with gr.Tab(name, id=module):
+                import_module(f"polysense.apps.demo.{module}").build(page)
+    return blocks.queue(max_size=QUEUE, api_open=True, default_concurrency_limit=page.options.concurrency)
+
+
+@contextmanager
+def served(options: Options) -> Iterator[tuple[Any, str]]:
+    """Serves the demo while the context lasts; yields the blocks and the address.
+
+    Everything that visitors upload or make lies in one folder, which is deleted at the end.
+
+    Raises:
+        InputError: A folder is no bundle, or the port is taken.
+    """
+    with _private(), tempfile.TemporaryDirectory(prefix="polysense-demo-") as place, _cache(Path(place)):
+        from polysense.data.limits import limited
+
+        models = Models(options.bundles)
+        folder = Path(place).resolve()
+        with limited(**for_visitors(options.max_mb)):
+            blocks = compose(Page(models, folder, options))
+            try:
+                yield blocks, _launch(blocks, options, models, folder)
+            finally:
+                blocks.close(verbose=False)
+
+
+def serve(options: Options) -> None:
+    """Serves until it is interrupted or told to end.
+
+    Raises:
+        InputError: See `served`.
+    """
+    from polysense.apps.screen import note
+
+    if options.is_open:
+        note("note: whoever reaches this machine can use the demo; --auth user:password asks for a password")
+    # A service manager's way to end it must leave nothing of the visitors' files behind either.
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with served(options) as (_, address):
+            note(f"polysense demo: {address} (ends with Ctrl+C)")
+            while not ended.wait(1.0):  # short waits: a signal is looked at between them
+                pass
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
+    """Starts the server; its address."""
+    from fastapi.routing import APIRoute
+    from gradio.themes import Default
+
+    try:
+        _, local, shared = blocks.launch(
+            server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
+            share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
+            allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
+            enable_monitoring=False, mcp_server=False, footer_links=["api", "settings"], css=CSS,
+            theme=Default(font=FONTS),
+            app_kwargs={"routes": [APIRoute("/health", _health(models))]},
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"port {options.port}", f"nothing can listen there ({_first_line(error)})",
+                         "choose another --port or --host") from error  # fmt: skip
+    return shared or local
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _health(models: Models) -> Callable[[], dict[str, Any]]:
+    """What /health says, to whoever asks: no password is needed to know that it runs."""
+
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "models": len(models.infos), "loaded": len(models.loaded())}
+
+    return health
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """Gradio sends nothing to its makers; it looks at this when it is imported and when it starts."""
+    with _environment(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"):
+        yield
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """Gradio keeps uploads here."""
+    with _environment(GRADIO_TEMP_DIR=str(folder.resolve() / UPLOADED)):
+        yield
+
+
+@contextmanager
+def _environment(**changes: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

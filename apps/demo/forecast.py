@@ -1,0 +1,69 @@
+"""The tab for forecasts: a table of numbers over time, what comes next with a band, and a file of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from polysense.apps.demo.drawings import whole
+from polysense.apps.demo.page import UPLOAD, Page, need
+from polysense.core.predictions import Series
+from polysense.data.table import read_table
+from polysense.data.time_series import read_series_all
+
+FOUND = "found by itself"
+MOST_STEPS = 720
+
+
+def build(page: Page) -> None:
+    """Fills the tab."""
+    import gradio as gr
+
+    def columns(table: str) -> tuple[Any, Any]:
+        """The columns of a file of series: what may be the time, and what may be forecast."""
+        if not table:  # taken away
+            return gr.Dropdown([FOUND], value=FOUND), gr.Dropdown([], value=[])
+        found = read_series_all(table)[0]
+        # Files without columns (.ts, arrays) have nothing to choose the time from.
+        times = (
+            [str(name) for name in read_table(table).columns] if table.endswith((".csv", ".tsv", ".parquet")) else []
+        )
+        return (gr.Dropdown([FOUND, *times], value=FOUND),
+                gr.Dropdown(found.names, value=found.names[:2]))  # fmt: skip
+
+    def answer(table: str, model: str, time: str, values: Sequence[str], horizon: float) -> tuple[Any, ...]:
+        """Forecasts columns of a table."""
+        pipeline = page.models.get(model)
+        frames = read_series_all(need(table, "table"), time=None if time in (FOUND, None, "") else time,
+                                 columns=list(values) or None)  # fmt: skip
+        found = page.models.ask(pipeline, frames[0], horizon=int(horizon))
+        first = found.predictions[0]
+        assert isinstance(first, Series), "a forecaster answers with series"
+        path = page.file("forecast.csv")
+        frame = first.to_frame()
+        frame.to_csv(path)
+        return (whole(first, None, "time_series"), page.facts(found, model), str(path),
+                frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
+
+    with gr.Row():
+        with gr.Column(min_width=300) as left:
+            table = gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD)
+            model = page.models_for("time_series", ("forecasting",))
+            time = gr.Dropdown([FOUND], value=FOUND, label="Column of the time", allow_custom_value=True)
+            values = gr.Dropdown([], value=[], multiselect=True, label="Columns to forecast (none: all)",
+                                 allow_custom_value=True)  # fmt: skip
+            horizon = gr.Slider(1, MOST_STEPS, 48, step=1, label="Steps")
+            ask = gr.Button("Forecast", variant="primary")
+        with gr.Column(min_width=300):
+            facts = gr.Markdown("The forecast appears here.", label="Answer", container=True)
+            picture = page.picture("Forecast")
+            download = gr.File(label="Forecast as CSV", interactive=False, elem_classes="made")
+            with gr.Accordion("The forecast as a table", open=False):
+                numbers = gr.Dataframe(label="Forecast", interactive=False, max_height=300)
+    inputs, outputs = [table, model, time, values, horizon], [picture, facts, download, numbers]
+    page.on(table.change, columns, table, [time, values], "forecast_columns")
+    with left:
+        page.examples([(page.example("energy.csv"), FOUND, ["load", "price"])], [table, time, values],
+                      lambda table, time, values, model, horizon: answer(table, model, time, values, horizon), outputs,
+                      [model, horizon])  # fmt: skip
+    page.on(ask.click, answer, inputs, outputs, "forecast")

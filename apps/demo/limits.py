@@ -1,0 +1,76 @@
+"""What the demo is started with, and how much a stranger's file may hold."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from polysense.core.errors import InputError
+from polysense.data.limits import Limits, limits
+
+UPLOADED, EXAMPLES = "uploads", "examples"  # folders within the demo's own
+UPLOADS = (300, 1800)  # seconds: every 5 minutes, files older than half an hour are deleted
+MOST_FILES = 500  # in a batch
+MOST_FITTED = 50_000  # rows of a table that is fitted in the page, while others wait
+QUEUE = 64  # calls that may wait
+# Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
+VISITORS = Limits(bytes=50_000_000, unpacked=500_000_000, pixels=60_000_000, frames=200_000, seconds=1800,
+                  points=5_000_000, rows=200_000, cells=20_000_000, characters=5_000_000)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the demo is served.
+
+    Attributes:
+        host: Address to listen at; the loopback address keeps it to this machine.
+        port: None takes the first free one from 7860 on.
+        auth: User and password that every visitor must give.
+        root_path: The path under which a proxy serves it ("/demo").
+        share: Ask Gradio for a public link, which sends all traffic through its server.
+        bundles: Folders of further models.
+        max_mb: Largest file, in millions of bytes.
+        concurrency: Calls computed at a time; others wait in the queue.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    auth: tuple[str, str] | None = None
+    root_path: str = ""
+    share: bool = False
+    bundles: Sequence[Path] = ()
+    max_mb: float = 50.0
+    concurrency: int = 1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether strangers may reach it without a password."""
+        try:
+            local = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            local = self.host == "localhost"
+        return self.auth is None and (self.share or not local)
+
+
+def parse_auth(text: str | None) -> tuple[str, str] | None:
+    """ "anna:secret" -> ("anna", "secret").
+
+    Raises:
+        InputError: One of them is missing.
+    """
+    if text is None:
+        return None
+    user, _, password = text.partition(":")
+    if not user or not password:
+        raise InputError("--auth", "it has no user or no password", "write user:password")
+    return user, password
+
+
+def for_visitors(max_mb: float) -> dict[str, int]:
+    """The limits of what visitors give; those that `--limit` has changed stay as the command line says."""
+    usual, given = Limits(), limits()
+    mine = {field.name: getattr(VISITORS, field.name) for field in fields(Limits)}
+    mine["bytes"] = int(max_mb * 1e6)
+    return {name: amount for name, amount in mine.items() if getattr(given, name) == getattr(usual, name)}

@@ -1,0 +1,139 @@
+"""The pipelines behind the page: loaded when first asked, one frozen encoder in memory for all of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import polysense
+from polysense.backbone.anchor import load_anchor
+from polysense.backbone.encoder import Encoder
+from polysense.bundle import BundleInfo, read_info
+from polysense.core.errors import InputError
+from polysense.core.predictions import Embedding, Prediction
+from polysense.core.types import Tokens
+from polysense.pipeline import Pipeline
+from polysense.tasks import TASKS
+from polysense.words import word_vectors
+from polysense.zero_shot import meaning_task, zero_shot
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a pipeline said, and what it took.
+
+    Attributes:
+        predictions: One for each input in the source.
+        seconds: From the file to the answer.
+        tokens: That the encoder read.
+    """
+
+    predictions: list[Prediction]
+    seconds: float
+    tokens: int
+
+
+class Models:
+    """All bundles by name: the embedded ones and those of folders. Any thread may ask.
+
+    Args:
+        folders: Bundles of the user's own.
+
+    Raises:
+        InputError: A folder is no bundle.
+    """
+
+    def __init__(self, folders: Sequence[str | Path] = ()) -> None:
+        self.infos: dict[str, BundleInfo] = {info.name: info for info in polysense.bundles()}
+        for folder in folders:
+            info = read_info(Path(folder).expanduser().resolve())
+            name, number = info.name, 2
+            while name in self.infos:
+                name, number = f"{info.name}-{number}", number + 1
+            self.infos[name] = info
+        self._pipelines: dict[str, Pipeline] = {}
+        self._lock = threading.Lock()
+        self._counted = threading.local()
+
+    def names(self, modality: str | None = None, kinds: Sequence[str] | None = None) -> list[str]:
+        """Bundles of a modality and of some kinds of task, by kind; those that a task's name means first."""
+        order = list(dict.fromkeys(TASKS[task].kind for task in TASKS)) if kinds is None else list(kinds)
+        kind = {name: TASKS[info.task].kind for name, info in self.infos.items()}
+        found = [name for name, info in self.infos.items() if modality in (None, info.modality) and kind[name] in order]
+        return sorted(found, key=lambda name: (order.index(kind[name]), not self.infos[name].default))
+
+    def of_task(self, task: str) -> str:
+        """The bundle that a task's name stands for."""
+        return next(name for name in self.names() if self.infos[name].task == task)
+
+    def get(self, name: str) -> Pipeline:
+        """A pipeline, loaded when it is first asked for.
+
+        Raises:
+            InputError: There is none of this name, or the bundle is damaged or for another encoder.
+        """
+        found = self._pipelines.get(name)
+        if found is not None:
+            return found
+        if name not in self.infos:
+            raise InputError(f"model {name}", "there is none of this name", f"choose from {', '.join(self.infos)}")
+        with self._lock:
+            if name not in self._pipelines:
+                self._pipelines[name] = self.watched(polysense.load(self.infos[name].path))
+            return self._pipelines[name]
+
+    def watched(self, pipeline: Pipeline) -> Pipeline:
+        """The same pipeline, its tokens counted from now on."""
+        pipeline.tokenizer.register_forward_hook(self._count)
+        return pipeline
+
+    def _count(self, tokenizer: Any, inputs: Any, tokens: Tokens) -> None:
+        # Each thread has a count of its own: pipelines answer several visitors at a time.
+        real = tokens.x.shape[0] * tokens.x.shape[1] if tokens.mask is None else int(tokens.mask.sum())
+        self._counted.tokens = getattr(self._counted, "tokens", 0) + real
+
+    def loaded(self) -> dict[str, Pipeline]:
+        """Those that are in memory."""
+        return dict(self._pipelines)
+
+    def encoders(self) -> list[Encoder]:
+        """The encoders in memory, each once."""
+        return list({id(pipeline.encoder): pipeline.encoder for pipeline in self.loaded().values()}.values())
+
+    def ask(self, pipeline: str | Pipeline, source: Any, **options: Any) -> Answer:
+        """Answers one source; `options` are those of a pipeline's call.
+
+        Raises:
+            InputError: There is no such pipeline, or it cannot use the source.
+        """
+        used = self.get(pipeline) if isinstance(pipeline, str) else pipeline
+        self._counted.tokens = 0
+        start = time.perf_counter()
+        predictions = used([source], **options)
+        return Answer(predictions, time.perf_counter() - start, self._counted.tokens)
+
+    def naming(self, modality: str, labels: Sequence[str], none: str | None = None) -> Pipeline:
+        """A classifier by words; see `zero_shot`."""
+        return zero_shot(modality, labels, none=none, meaning=self.get(self.of_task(meaning_task(modality))))
+
+    def meaning(self, source: Any, modality: str) -> np.ndarray:
+        """The unit vector (d,) of a source in the space of words.
+
+        Raises:
+            InputError: Nothing leads there from this modality, or the source cannot be used.
+        """
+        first = self.ask(self.of_task(meaning_task(modality)), source).predictions[0]
+        assert isinstance(first, Embedding), "a meaning head answers with embeddings"
+        return first.vector
+
+    def words(self, text: str) -> np.ndarray:
+        """The unit vector (d,) of words."""
+        with torch.no_grad():
+            return word_vectors(load_anchor("minilm"), [[text]])[0].numpy()

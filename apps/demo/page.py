@@ -1,0 +1,159 @@
+"""What all tabs of the page share: events, errors, facts, examples and files to download."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from polysense.apps.cli import explain
+from polysense.apps.demo.limits import EXAMPLES, UPLOADED, Options
+from polysense.apps.demo.models import Answer, Models
+from polysense.apps.examples import MAKERS
+from polysense.core.errors import InputError
+from polysense.core.predictions import Boxes, Labels, Mask, Prediction, Segments, Values
+
+AUTO = "by its ending"
+UPLOAD = 170  # pixels that a place for files takes on the page
+
+
+class Page:
+    """Models, folders and options, and how a tab wires what it does.
+
+    Args:
+        models: What answers.
+        folder: A folder of the demo's own, in which everything is deleted at the end.
+        options: How it is served.
+    """
+
+    def __init__(self, models: Models, folder: Path, options: Options) -> None:
+        self.models, self.folder, self.options = models, folder, options
+        for name in (UPLOADED, EXAMPLES):
+            (folder / name).mkdir()
+
+    def on(self, trigger: Callable[..., Any], act: Callable[..., Any], inputs: Any, outputs: Any, api_name: str | None,
+           **options: Any) -> Any:  # fmt: skip
+        """Binds an action to an event, with a name in the API (None: none) and a place in the one queue."""
+        named = {"api_name": api_name} if api_name else {"api_visibility": "private"}
+        return trigger(self.told(act), inputs, outputs, concurrency_id="models",
+                       concurrency_limit=self.options.concurrency, **named, **options)  # fmt: skip
+
+    def told(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        """The same action; what its user can mend is shown in the library's own sentence, other faults in the log."""
+
+        @functools.wraps(act)
+        def run(*arguments: Any) -> Any:
+            import gradio as gr
+
+            try:
+                return act(*arguments)
+            except (InputError, MemoryError) as error:
+                raise gr.Error(self.sentence(error), print_exception=False) from error
+
+        return run
+
+    def sentence(self, error: Exception) -> str:
+        """What went wrong, without the folders of this machine."""
+        return re.sub(rf"{re.escape(str(self.folder))}/(?:[^/\s:;]+/)*", "", explain(error) or str(error))
+
+    def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
+                 outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
+                 columns: Sequence[int] | None = (0,)) -> None:  # fmt: skip
+        """A row of examples; a click fills the inputs and answers.
+
+        Args:
+            rows: A value for each input.
+            inputs: Components that are filled.
+            act: What is asked then, of `inputs` and `also`.
+            outputs: Where the answer goes.
+            also: Further inputs, which stay as they are.
+            label: Over the row.
+            columns: Inputs that are shown of each example; None: all.
+        """
+        import gradio as gr
+
+        shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private",
+                            visible_columns=None if columns is None else list(columns))  # fmt: skip
+        self.on(shown.load_input_event.then, act, [*inputs, *also], list(outputs), None)
+
+    def example(self, name: str) -> str:
+        """Path of an example file, made when it is first asked for."""
+        path = self.folder / EXAMPLES / name
+        if not path.exists():
+            MAKERS[name](path)
+        return str(path)
+
+    def models_for(self, modality: str, kinds: Sequence[str] | None = None, label: str = "Model") -> Any:
+        """A picker of models."""
+        import gradio as gr
+
+        names = self.models.names(modality, kinds)
+        choices = [(f"{name} · {self.models.infos[name].task.replace('-', ' ')}", name) for name in names]
+        return gr.Dropdown(choices, value=names[0] if names else None, label=label, min_width=200)
+
+    def picture(self, label: str) -> Any:
+        """Where a drawing appears: it has its own headings, which a label would hide."""
+        import gradio as gr
+
+        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
+
+    def file(self, name: str) -> Path:
+        """A new path to write for a download, where Gradio deletes it as it deletes uploads."""
+        return Path(tempfile.mkdtemp(dir=self.folder / UPLOADED)) / name
+
+    def facts(self, answer: Answer, name: str) -> str:
+        """One line under an answer: what it says, what it took, who said it."""
+        first = answer.predictions[0]
+        sure = "" if first.confidence is None else f" · confidence {first.confidence:.0%}"
+        return (f"**{plain(first.answer())}**{sure}  \n{1000 * answer.seconds:.0f} ms, {answer.tokens} tokens, "
+                f"model `{name}`")  # fmt: skip
+
+    def record(self, prediction: Prediction) -> dict[str, Any]:
+        """The answer as the writers have it, its source by name alone."""
+        record = prediction.to_record()
+        return {**record, "source": Path(record["source"]).name}
+
+
+def file_only(component: Any) -> Any:
+    """The same input, which hands over the path of the file as it came.
+
+    Gradio would open it first, and say of a damaged one that there was an error; the library's readers say which.
+    """
+    component.preprocess = lambda payload: None if payload is None else payload.path
+    return component
+
+
+def need(value: Any, what: str) -> Any:
+    """What a visitor has given.
+
+    Raises:
+        InputError: Nothing.
+    """
+    if not value:
+        raise InputError(what, "nothing was given", "choose a file, or click an example")
+    return value
+
+
+def scores(prediction: Prediction, top_k: int | None = None) -> dict[str, float]:
+    """What a Label component takes: probabilities of classes, `top_k` at most; shares of the pixels or points; the
+    surest score of each class that was found; numbers by name."""
+    if isinstance(prediction, Labels):  # most probable first
+        pairs = list(zip(prediction.names, prediction.scores))[: None if top_k is None else int(top_k)]
+        return {str(name): float(score) for name, score in pairs}
+    if isinstance(prediction, Mask):
+        return prediction.shares()
+    if isinstance(prediction, Values):
+        return dict(prediction.values)
+    found: dict[str, float] = {}
+    if isinstance(prediction, Boxes | Segments):
+        for label, score in zip(prediction.labels, prediction.scores):
+            found[str(label)] = max(found.get(str(label), 0.0), float(score))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def plain(text: str) -> str:
+    """Text for Markdown, without a meaning there: names come from files."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(text.split()))
