@@ -268,7 +268,7 @@ def test_a_password_is_asked_for_and_a_signal_ends_it_all(tmp_path: Path, monkey
             seen["folders"] = [path.name.rpartition("-")[0] for path in tmp_path.iterdir()]
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{address}config", timeout=10)
-            client = gradio_client.Client(address, auth=("anna", "secret"), verbose=False)
+            client = gradio_client.Client(address, auth=("anna", "secret"), verbose=False, download_files=False)
             seen["models"] = len(client.predict(api_name="/models")[0]["data"])
             with pytest.raises(InputError, match="nothing can listen there"), served(Options(port=port)):
                 pass

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polysense.apps.demo.drawings import whole
-from polysense.apps.demo.page import UPLOAD, Page, need
+from polysense.apps.demo.page import UPLOAD, Page, file_only, need
 from polysense.core.predictions import Series
 from polysense.data.table import read_table
 from polysense.data.time_series import read_series_all
@@ -47,7 +47,7 @@ def build(page: Page) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            table = gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD)
+            table = file_only(gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD))
             model = page.models_for("time_series", ("forecasting",))
             time = gr.Dropdown([FOUND], value=FOUND, label="Column of the time", allow_custom_value=True)
             values = gr.Dropdown([], value=[], multiselect=True, label="Columns to forecast (none: all)",

@@ -118,11 +118,18 @@ class Page:
 
 
 def file_only(component: Any) -> Any:
-    """The same input, which hands over the path of the file as it came.
+    """The same input, which hands over the path of the file as it came; of several files, a list of paths.
 
-    Gradio would open it first, and say of a damaged one that there was an error; the library's readers say which.
+    Gradio would open pictures first, and say of a damaged one that there was an error; the library's readers say which.
+    And for each other file it would leave an empty one behind, which nothing deletes.
     """
-    component.preprocess = lambda payload: None if payload is None else payload.path
+
+    def paths(payload: Any) -> Any:
+        if payload is None:
+            return None
+        return [one.path for one in payload.root] if hasattr(payload, "root") else payload.path
+
+    component.preprocess = paths
     return component
 
 
@@ -137,7 +144,7 @@ def need(value: Any, what: str) -> Any:
     return value
 
 
-def scores(prediction: Prediction, top_k: int | None = None) -> dict[str, float]:
+def scores(prediction: Prediction, top_k: float | None = None) -> dict[str, float]:
     """What a Label component takes: probabilities of classes, `top_k` at most; shares of the pixels or points; the
     surest score of each class that was found; numbers by name."""
     if isinstance(prediction, Labels):  # most probable first
