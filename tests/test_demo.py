@@ -161,7 +161,7 @@ def test_a_table_is_fitted_and_predicted(demo: Demo, tmp_path: Path) -> None:
     written = pd.read_csv(file)
     assert [row[1] for row in answers["data"]] == list(written["answer"]) and len(written) == 9
     assert (written["answer"] == table["grown"].head(9)).mean() > 0.7 and "9 rows" in count
-    assert first["label"] == written["answer"][0]
+    assert first["label"] == written["answer"][0] and written["source"][0].startswith("new.csv")
     assert "'age'" in demo.fault("/fit_table", given(tmp_path / "learn.csv"), "age", "by its values")
     assert "holds no numbers" in demo.fault("/fit_table", given(tmp_path / "learn.csv"), "grown", "a number")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polysense.apps.demo.page import AUTO, UPLOAD, Page, file_only, need, scores
+from polysense.apps.demo.page import AUTO, UPLOAD, Page, file_only, named, need, scores
 from polysense.apps.inputs import guess
 from polysense.apps.words import nameable
 from polysense.core.errors import InputError
@@ -39,7 +39,11 @@ def build(page: Page) -> None:
             raise InputError("labels", f"there are {len(given)}", fix)
         pipeline = page.models.naming(modality, given, none.strip() or None)
         found = page.models.ask(pipeline, source)
-        return scores(found.predictions[0]), page.facts(found, f"{modality}-naming"), page.record(found.predictions[0])
+        return (
+            scores(found.predictions[0]),
+            page.facts(found, f"{modality}-naming"),
+            named(found.predictions[0]).to_record(),
+        )
 
     kinds = [AUTO, *nameable()]
     gr.Markdown("### How near do two things lie?\nImages, films, sounds, scans, texts and words share one space.")

@@ -26,7 +26,9 @@ def build(page: Page) -> None:
         found = read_series_all(table)[0]
         # Files without columns (.ts, arrays) have nothing to choose the time from.
         times = (
-            [str(name) for name in read_table(table).columns] if table.endswith((".csv", ".tsv", ".parquet")) else []
+            [str(name) for name in read_table(table).columns]
+            if table.endswith((".csv", ".tsv", ".parquet", ".xlsx"))
+            else []
         )
         return (gr.Dropdown([FOUND, *times], value=FOUND),
                 gr.Dropdown(found.names, value=found.names[:2]))  # fmt: skip
@@ -39,10 +41,11 @@ def build(page: Page) -> None:
         found = page.models.ask(pipeline, frames[0], horizon=int(horizon))
         first = found.predictions[0]
         assert isinstance(first, Series), "a forecaster answers with series"
+        others = f"  \nthe first of {len(frames)} series in the file" if len(frames) > 1 else ""
         path = page.file("forecast.csv")
         frame = first.to_frame()
         frame.to_csv(path)
-        return (whole(first, None, "time_series"), page.facts(found, model), str(path),
+        return (whole(first, None, "time_series"), page.facts(found, model) + others, str(path),
                 frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
 
     with gr.Row():

@@ -6,6 +6,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,6 @@ class Page:
         return (f"**{plain(first.answer())}**{sure}  \n{1000 * answer.seconds:.0f} ms, {answer.tokens} tokens, "
                 f"model `{name}`")  # fmt: skip
 
-    def record(self, prediction: Prediction) -> dict[str, Any]:
-        """The answer as the writers have it, its source by name alone."""
-        record = prediction.to_record()
-        return {**record, "source": Path(record["source"]).name}
-
 
 def file_only(component: Any) -> Any:
     """The same input, which hands over the path of the file as it came; of several files, a list of paths.
@@ -159,6 +155,11 @@ def scores(prediction: Prediction, top_k: float | None = None) -> dict[str, floa
         for label, score in zip(prediction.labels, prediction.scores):
             found[str(label)] = max(found.get(str(label), 0.0), float(score))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def named(prediction: Prediction) -> Prediction:
+    """The same answer, its source by name alone: folders of this machine are no visitor's business."""
+    return replace(prediction, source=Path(prediction.source).name)
 
 
 def plain(text: str) -> str:

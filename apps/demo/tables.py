@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polysense.apps.demo.limits import EXAMPLES, MOST_FITTED
-from polysense.apps.demo.page import UPLOAD, Page, file_only, need, scores
+from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need, scores
 from polysense.core.errors import InputError
 from polysense.data.table import read_table, require_columns
 from polysense.data.writers import open_writer
@@ -51,7 +51,7 @@ def build(page: Page) -> None:
         path = page.file("predictions.csv")
         with open_writer(path, escape=True) as writer:
             for prediction in found.predictions:
-                writer.write(prediction)
+                writer.write(named(prediction))
         shown = [[i + 1, one.answer(), _sure(one)] for i, one in enumerate(found.predictions[:SHOWN])]
         more = len(found.predictions) - len(shown)
         count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (
