@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,15 @@ def test_loading_is_safe_from_any_thread_and_folders_are_models(build, tmp_path:
     assert len({id(pipeline) for pipeline in found}) == 1
     models.get("esc10")
     assert len(models.encoders()) == 1
+    lengths = {rate: (np.zeros(rate, np.float32), 16_000) for rate in (16_000, 160_000)}
+    alone = {rate: models.ask("esc10", source) for rate, source in lengths.items()}
+    assert alone[16_000].tokens < alone[160_000].tokens
+    with ThreadPoolExecutor(4) as pool:  # each thread has its own count of tokens
+        for rate, answer in zip(
+            [*lengths] * 4, pool.map(lambda rate: models.ask("esc10", lengths[rate]), [*lengths] * 4)
+        ):
+            assert answer.tokens == alone[rate].tokens
+            np.testing.assert_allclose(answer.predictions[0].scores, alone[rate].predictions[0].scores, atol=1e-6)
     with pytest.raises(InputError, match="no bundle"):
         Models([tmp_path])
 
