@@ -15,6 +15,7 @@ UPLOADS = (300, 1800)  # seconds: every 5 minutes, files older than half an hour
 MOST_FILES = 500  # in a batch
 MOST_FITTED = 50_000  # rows of a table that is fitted in the page, while others wait
 QUEUE = 64  # calls that may wait
+SESSIONS = 100  # visitors whose fitted model is kept; the one who was away longest loses it first
 # Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
 VISITORS = Limits(bytes=50_000_000, unpacked=500_000_000, pixels=60_000_000, frames=200_000, seconds=1800,
                   points=5_000_000, rows=200_000, cells=20_000_000, characters=5_000_000)  # fmt: skip
