@@ -29,8 +29,7 @@ def build(page: Page) -> None:
         pipeline, path = page.models.get(model), page.file(f"answers{ending}")
         rows: list[list[Any]] = []
         done = skipped = 0
-        options = {"escape": True} if ending == ".csv" else {}
-        with open_writer(path, {"model": model}, **options) as writer:
+        with open_writer(path, {"model": model}, escape=ending == ".csv") as writer:
             for file in progress.tqdm(files, desc="files"):
                 for one in pipeline.stream(str(file), on_error="skip"):
                     if isinstance(one, InputError):
