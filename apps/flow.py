@@ -23,7 +23,7 @@ from polysense.data.listing import list_items, read_list, shard
 from polysense.data.spool import Spool
 from polysense.decode import Decoders
 
-WINDOW = 1024  # inputs answered at a time into a file
+WINDOW = 256  # inputs answered at a time into a file
 SHOWN = 64  # and onto the screen, where somebody waits
 FEW = 200  # items up to which processes take longer to start than they save
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta, timezone
@@ -245,13 +244,6 @@ def test_nothing_but_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "o.jsonl").exists()
     assert len(rows(tmp_path / "o.jsonl.errors.jsonl")) == 4
     assert not hidden(tmp_path)
-
-
-def test_its_last_line_says_where_the_answers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job(bad=(1,)).run(tmp_path / "o.jsonl")
-    assert re.fullmatch(
-        rf"9 answers, 1 skipped, [\d.]+ s: {tmp_path}/o.jsonl", capsys.readouterr().err.splitlines()[-1]
-    )
 
 
 def test_killed_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
