@@ -220,9 +220,9 @@ def test_the_gradient_finds_the_token_that_matters_for_each_class():
     tokens = Tokens(x, None, torch.zeros(1, 12, 1))
     for channel, place in ((0, 3), (1, 8)):
         found = class_gradient(encoder, tokens, lambda features: features.last.x.mean(1)[:, channel])[0]  # noqa: B023
-        assert found.argmax() == place and found[place] > 0.5 * found.sum()
-    spread = rollout(encoder, tokens)[0]  # it cannot tell the classes apart
-    assert spread.max() < 0.3
+        order = found.sort(descending=True)
+        assert order.indices[0] == place and order.values[0] > 4 * order.values[1]
+    assert rollout(encoder, tokens).max() < 0.15  # attention alone is all but even
 
 
 def test_the_gradient_reads_what_bypasses_the_encoder():
