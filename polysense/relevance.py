@@ -67,6 +67,7 @@ class Relevance:
     elsewhere: float = 0.0
 
 
+@torch.inference_mode(False)  # a caller may infer; the gradient is wanted here
 def relevance(pipeline: Pipeline, source: Any, method: str = "rollout", target: str | None = None) -> Relevance:
     """What of one input counted; see above for what that means, and `backbone.attention_maps` for the methods.
 

@@ -304,6 +304,15 @@ def test_a_crop_leaves_its_surroundings_out(build, make):
     assert 0 < seen.sum() < seen.size and not seen[:, 0].any()
 
 
+def test_inference_mode_and_training_mode_make_no_difference(build, make):
+    pipeline, image = build("image-classification", head={"dropout": 0.5}), make("image", 1)
+    expected = relevance(pipeline, image, "gradient").values
+    with torch.inference_mode():
+        np.testing.assert_array_equal(relevance(pipeline, image, "gradient").values, expected)
+    np.testing.assert_array_equal(relevance(pipeline.train(), image, "gradient").values, expected)
+    assert pipeline.training and pipeline.head.training
+
+
 def test_what_cannot_be_shown_is_refused(build, make, tmp_path):
     image = make("image", 1)
     pipeline = build("image-classification")
