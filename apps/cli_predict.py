@@ -1,4 +1,4 @@
-"""Commands that answer: predict, detect, slide, embed, search."""
+"""Commands that answer: predict, look, detect, slide, embed, search."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ class Runner(StrEnum):
     onnx = "onnx"
     onnx_int8 = "onnx-int8"
     ray = "ray"
+
+
+class Look(StrEnum):
+    rollout = "rollout"
+    last = "last"
+    gradient = "gradient"
 
 
 class Space(StrEnum):
@@ -154,6 +160,26 @@ def detect(
 
     code = run(inputs, like=like or (), words=words, proposals=proposals, trained=trained, threshold=threshold, out=out,
                pictures=pictures, skip=on_error is OnError.skip, device=device, threads=threads)  # fmt: skip
+    raise typer.Exit(code)
+
+
+def look(
+    model: Annotated[str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name or a bundle's folder.")],
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")],
+    method: Annotated[
+        Look, typer.Option(help="Attention through all layers, in the last one, or what spoke for a class.")
+    ] = Look.gradient,
+    target: Annotated[str | None, typer.Option(help="gradient: the class (default: the one that is answered).")] = None,
+    on_error: Errors = OnError.skip,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Draws what an answer looked at: images, sounds and point clouds under a heat map."""
+    from polysense.apps.look import look as run
+
+    code = run(model, inputs, out=out, method=method.value, target=target, skip=on_error is OnError.skip, device=device,
+               threads=threads)  # fmt: skip
     raise typer.Exit(code)
 
 

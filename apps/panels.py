@@ -87,13 +87,16 @@ def show_audio(figure: SubFigure, source: Any) -> None:
     quiet(low)
 
 
-def show_cloud(figure: SubFigure, source: Any, classes: np.ndarray | None = None) -> None:
-    """Front, side and top view; coloured by class, by the cloud's own colours or by height.
+def show_cloud(
+    figure: SubFigure, source: Any, classes: np.ndarray | None = None, paint: np.ndarray | None = None
+) -> None:
+    """Front, side and top view; coloured by class, as told, by the cloud's own colours or by height.
 
     Args:
         figure: Where to draw.
         source: What `read_cloud` takes.
         classes: Class index of every point (n,).
+        paint: Colour of every point (n, 3), 0..1.
     """
     from polysense.data.point_cloud import read_cloud, read_clouds_all
 
@@ -104,6 +107,8 @@ def show_cloud(figure: SubFigure, source: Any, classes: np.ndarray | None = None
     colours = points[chosen, 2]
     if classes is not None and len(classes) == len(points):
         colours = class_colours(classes[chosen])
+    elif paint is not None:
+        colours = paint[chosen]
     elif "rgb" in cloud.features:
         colours = cloud.features["rgb"][chosen]
     size = float(np.clip(9000 / max(len(chosen), 1), 1.0, 14.0))

@@ -12,7 +12,7 @@ Shape legend: b batch, n tokens, d width, h heads; packed batches are b = 1, n =
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -80,6 +80,9 @@ class LayerScale(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; `qkv` holds the rows q | k | v."""
 
+    # What runs; `attention_maps` puts the written-out form in its place, in a copy.
+    attend: Callable[..., Tensor] = staticmethod(attention)
+
     def __init__(self, config: EncoderConfig, window: int | None = None) -> None:
         super().__init__()
         head_width = config.width // config.heads
@@ -97,9 +100,9 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.window is not None and mask is not None:  # a window of places would count padding
             bias = window_bias(mask, self.window, q.dtype)
-            x = attention(q, k, v, kind=self.kind, mask=mask, bias=bias)
+            x = self.attend(q, k, v, kind=self.kind, mask=mask, bias=bias)
         else:
-            x = attention(q, k, v, kind=self.kind, mask=mask, lengths=lengths, window=self.window)
+            x = self.attend(q, k, v, kind=self.kind, mask=mask, lengths=lengths, window=self.window)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 

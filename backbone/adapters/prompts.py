@@ -16,7 +16,6 @@ from polysense.backbone.adapters.bottlenecks import Lengths, replace_blocks
 from polysense.backbone.adapters.config import METHODS, AdapterConfig
 from polysense.backbone.encoder import Attention, Block, Encoder
 from polysense.core.types import Features, Tokens
-from polysense.kernels.attention import attention
 
 SIZE = 0.02  # standard deviation of new prompts
 
@@ -96,7 +95,7 @@ class PrefixAttention(Attention):
         )
         k, v = torch.cat([self.k_norm(keys), self.k_norm(k)], 2), torch.cat([values, v], 2)
         mask = None if mask is None else F.pad(mask, (count, 0), value=True)
-        x = attention(self.q_norm(q), k, v, kind=self.kind, mask=mask)
+        x = self.attend(self.q_norm(q), k, v, kind=self.kind, mask=mask)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 

@@ -22,40 +22,44 @@ from polysense.kernels.attention.call import Call, real_keys, sequences, visible
 
 def softmax(call: Call) -> Float[Tensor, "b h n e"]:
     """A query that sees no key gives zeros."""
-    return _by_sequence(call, _softmax)
+    return _by_sequence(call, softmax_weights)
 
 
 def sigmoid(call: Call) -> Float[Tensor, "b h n e"]:
     """n of the bias -log(n) counts the real keys of the sequence, also with a window or causal."""
-    return _by_sequence(call, _sigmoid)
+    return _by_sequence(call, sigmoid_weights)
 
 
 def refuses(call: Call) -> str:
     return ""
 
 
-def _by_sequence(call: Call, attend: Callable[[Call], Tensor]) -> Tensor:
+def _by_sequence(call: Call, weights_of: Callable[[Call], Tensor]) -> Tensor:
     if call.lengths is None:
-        return attend(call)
-    parts = [attend(one) for one in sequences(call)]
+        return weighted(weights_of(call), call.v)
+    parts = [weighted(weights_of(one), one.v) for one in sequences(call)]
     return torch.cat(parts, 2) if parts else call.v
 
 
-def _softmax(call: Call) -> Tensor:
+def softmax_weights(call: Call) -> Float[Tensor, "b h n m"]:
+    """What each query of a padded call takes of each key; zeros where it sees none."""
     scores, seen = _scores(call), visible(call)
     if seen is None:
-        weights = scores.softmax(-1)
-    else:  # a row of -inf alone is NaN, forward and backward, until it is filled
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).masked_fill(~seen, 0.0)
-    return (weights @ call.v.to(weights.dtype)).to(call.v.dtype)
+        return scores.softmax(-1)
+    # a row of -inf alone is NaN, forward and backward, until it is filled
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1).masked_fill(~seen, 0.0)
 
 
-def _sigmoid(call: Call) -> Tensor:
+def sigmoid_weights(call: Call) -> Float[Tensor, "b h n m"]:
+    """The same of sigmoid attention: rows sum to about one."""
     scores, seen = _scores(call), visible(call)
     weights = (scores - real_keys(call).log()).sigmoid()
-    if seen is not None:
-        weights = weights.masked_fill(~seen, 0.0)
-    return (weights @ call.v.to(weights.dtype)).to(call.v.dtype)
+    return weights if seen is None else weights.masked_fill(~seen, 0.0)
+
+
+def weighted(weights: Float[Tensor, "b h n m"], v: Float[Tensor, "b h m e"]) -> Float[Tensor, "b h n e"]:
+    """The values' weighted sums, of the values' type."""
+    return (weights @ v.to(weights.dtype)).to(v.dtype)
 
 
 def _scores(call: Call) -> Tensor:
