@@ -14,6 +14,9 @@ UPLOADED, EXAMPLES = "uploads", "examples"  # folders within the demo's own
 UPLOADS = (300, 1800)  # seconds: every 5 minutes, files older than half an hour are deleted
 MOST_FILES = 500  # in a batch
 MOST_FITTED = 50_000  # rows of a table that is fitted in the page, while others wait
+MOST_EXAMPLES = 2000  # files that a model is fitted to in the page
+MOST_EPOCHS, MOST_MINUTES = 20, 10  # of such a fit, from the archive to the model
+MOST_KEPT, KEPT = 32, 3600  # models that visitors have fitted, at a time, and seconds from their last use
 QUEUE = 64  # calls that may wait
 # Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
 VISITORS = Limits(bytes=50_000_000, unpacked=500_000_000, pixels=60_000_000, frames=200_000, seconds=1800,
@@ -33,6 +36,8 @@ class Options:
         bundles: Folders of further models.
         max_mb: Largest file, in millions of bytes.
         concurrency: Calls computed at a time; others wait in the queue.
+        batch: Equal questions of several visitors that are answered as one; 1: each alone.
+        log: File for a line about each call, "-" for stdout.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +48,13 @@ class Options:
     bundles: Sequence[Path] = ()
     max_mb: float = 50.0
     concurrency: int = 1
+    batch: int = 8
+    log: str | None = None
+
+    @property
+    def gathered(self) -> int:
+        """Questions that are read at a time."""
+        return max(self.batch, self.concurrency)
 
     @property
     def is_open(self) -> bool:
