@@ -3,8 +3,8 @@
 {"time": "2026-01-31T12:00:00.000Z", "endpoint": "/image", "seconds": 0.12, "tokens": 196, "models": ["tiny200"],
 "outcome": "ok", "error": null}
 
-`outcome`: "ok"; "refused", what the visitor can mend; "cancelled"; or "failed", what they cannot. `error` is a kind, not
-a sentence, since sentences name files. A click on an example has no endpoint.
+`outcome`: "ok"; "refused", what the visitor can mend; "cancelled"; or "failed", what they cannot. `error` is a kind,
+not a sentence, since sentences name files. A click on an example has no endpoint.
 """
 
 from __future__ import annotations
