@@ -22,9 +22,14 @@ def demo(
     ] = None,
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest file, in megabytes.")] = 50.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls computed at a time; others wait.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Equal questions of several visitors answered as one.")] = 8,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="A line of JSON for each call, without what visitors gave.")
+    ] = None,
 ) -> None:
     """Opens a page in which all pipelines can be tried, with an API behind it."""
     from polysense.apps.demo.app import serve
     from polysense.apps.demo.limits import Options, parse_auth
 
-    serve(Options(host, port, parse_auth(auth), root_path, share, tuple(bundle or ()), max_mb, concurrency))
+    auth_pair, folders = parse_auth(auth), tuple(bundle or ())
+    serve(Options(host, port, auth_pair, root_path, share, folders, max_mb, concurrency, batch, log))

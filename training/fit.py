@@ -85,7 +85,7 @@ def fit(
     head_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
     resume: bool | None = None,
     tensorboard: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
@@ -135,7 +135,7 @@ def fit(
         tokenizer_options, head_options: Fields of their configurations.
         device: Where to compute.
         threads: CPU threads.
-        progress: Show progress on the terminal.
+        progress: Show progress on the terminal; or what hears of it instead.
         resume: Where an interrupted fit of this bundle stands: True goes on from its last checkpoint, False begins
             anew, None raises. See `training.checkpoint`.
         tensorboard: Folder for TensorBoard's files and a `log.csv`.
@@ -158,7 +158,7 @@ def fit(
         InputError: Data or options cannot be used, the loss is no longer a number, or the disk is full; no bundle is
             written then.
     """
-    settings = {**locals(), "data": str(Path(data).expanduser().resolve())}
+    settings = {**locals(), "data": str(Path(data).expanduser().resolve()), "progress": bool(progress)}
     for name in ("out", "report", "card", "card_examples", "draw", "dry_run"):  # what is learnt is the same
         del settings[name]
     what = check_options(task, train, method, precision=precision, device=device, board=tensorboard is not None,
@@ -173,11 +173,13 @@ def fit(
     own_validation = "val" in sources.splits()
     sources = sources.with_validation(val_share, seed)
     check_place(Path(out).expanduser())
-    device, shown = own_device(device), Progress(progress and is_main())
+    device = own_device(device)
+    shown = progress if isinstance(progress, Progress) else Progress(progress and is_main())
     if check:
         sources = without_faults(sources, data, broken_share, report, shown)
 
     pipeline = build_for(task, sources, encoder, tokenizer_options, head_options, seed).to(device)
+    pipeline.tokenizer.register_forward_pre_hook(lambda *_: shown.working())
     if method in METHODS:
         adapt_seeded(pipeline, method, adapter_options, seed)
     elif method == "probe":

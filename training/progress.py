@@ -8,7 +8,10 @@ from collections.abc import Mapping
 
 
 class Progress:
-    """Writes to stderr; nothing at all when not wanted, no live line when stderr is not a terminal."""
+    """Writes to stderr; nothing at all when not wanted, no live line when stderr is not a terminal.
+
+    Whoever wants to show a training elsewhere overrides its methods; what they raise ends the training.
+    """
 
     def __init__(self, wanted: bool = True) -> None:
         self.wanted = wanted
@@ -20,6 +23,9 @@ class Progress:
     def say(self, text: str) -> None:
         if self.wanted:
             print(("\r\x1b[K" if self.live else "") + text, file=sys.stderr, flush=True)
+
+    def working(self) -> None:
+        """Hears that a batch is about to be read, by the probe too."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         now = time.perf_counter()

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
+from polysense.apps.demo.logs import opened
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
 from polysense.core.errors import InputError
 
 TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": "clouds", "Forecast": "forecast",
-        "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Models": "cards"}  # fmt: skip
+        "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Fit": "fit", "Models": "cards"}  # fmt: skip
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
@@ -48,15 +49,14 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
     Everything that visitors upload or make lies in one folder, which is deleted at the end.
 
     Raises:
-        InputError: A folder is no bundle, or the port is taken.
+        InputError: A folder is no bundle, the port is taken, or the log cannot be written.
     """
-    with _private(), tempfile.TemporaryDirectory(prefix="polysense-demo-") as place, _cache(Path(place)):
+    with opened(options.log) as log, _private(), _folder() as folder:
         from polysense.data.limits import limited
 
-        models = Models(options.bundles)
-        folder = Path(place).resolve()
+        models = Models(options.bundles, options.batch, options.concurrency)
         with limited(**for_visitors(options.max_mb)):
-            blocks = compose(Page(models, folder, options))
+            blocks = compose(Page(models, folder, options, log))
             try:
                 yield blocks, _launch(blocks, options, models, folder)
             finally:
@@ -128,10 +128,12 @@ def _private() -> Iterator[None]:
 
 
 @contextmanager
-def _cache(folder: Path) -> Iterator[None]:
-    """Gradio keeps uploads here."""
-    with _environment(GRADIO_TEMP_DIR=str(folder.resolve() / UPLOADED)):
-        yield
+def _folder() -> Iterator[Path]:
+    """The demo's own folder, in which Gradio keeps uploads."""
+    with tempfile.TemporaryDirectory(prefix="polysense-demo-") as place:
+        folder = Path(place).resolve()
+        with _environment(GRADIO_TEMP_DIR=str(folder / UPLOADED)):
+            yield folder
 
 
 @contextmanager

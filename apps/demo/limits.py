@@ -14,6 +14,9 @@ UPLOADED, EXAMPLES = "uploads", "examples"  # folders within the demo's own
 UPLOADS = (300, 1800)  # seconds: every 5 minutes, files older than half an hour are deleted
 MOST_FILES = 500  # in a batch
 MOST_FITTED = 50_000  # rows of a table that is fitted in the page, while others wait
+MOST_EXAMPLES = 2000  # files that a model is fitted to in the page
+MOST_EPOCHS, MOST_MINUTES = 20, 10  # of such a fit, from the archive to the model
+MOST_KEPT, KEPT = 32, 3600  # models that visitors have fitted, at a time, and seconds from their last use
 QUEUE = 64  # calls that may wait
 SESSIONS = 100  # visitors whose fitted model is kept; the one who was away longest loses it first
 # Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
@@ -34,6 +37,8 @@ class Options:
         bundles: Folders of further models.
         max_mb: Largest file, in millions of bytes.
         concurrency: Calls computed at a time; others wait in the queue.
+        batch: Equal questions of several visitors that are answered as one; 1: each alone.
+        log: File for a line about each call, "-" for stdout.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +49,13 @@ class Options:
     bundles: Sequence[Path] = ()
     max_mb: float = 50.0
     concurrency: int = 1
+    batch: int = 8
+    log: str | None = None
+
+    @property
+    def gathered(self) -> int:
+        """Questions that are read at a time."""
+        return max(self.batch, self.concurrency)
 
     @property
     def is_open(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 
 import polysense
+from polysense.apps.demo.batching import Batcher
+from polysense.apps.demo.fitted import Fitted
+from polysense.apps.demo.logs import YOURS, note
 from polysense.backbone.anchor import load_anchor
 from polysense.backbone.encoder import Encoder
 from polysense.bundle import BundleInfo, read_info
 from polysense.core.errors import InputError
 from polysense.core.predictions import Embedding, Prediction
-from polysense.core.types import Tokens
+from polysense.core.types import Sample, Tokens
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.words import word_vectors
@@ -45,12 +49,14 @@ class Models:
 
     Args:
         folders: Bundles of the user's own.
+        batch: Questions of several visitors that are answered as one batch, at most; 1: each alone.
+        at_a_time: Batches computed at a time.
 
     Raises:
         InputError: A folder is no bundle.
     """
 
-    def __init__(self, folders: Sequence[str | Path] = ()) -> None:
+    def __init__(self, folders: Sequence[str | Path] = (), batch: int = 8, at_a_time: int = 1) -> None:
         self.infos: dict[str, BundleInfo] = {info.name: info for info in polysense.bundles()}
         for folder in folders:
             info = read_info(Path(folder).expanduser().resolve())
@@ -58,9 +64,11 @@ class Models:
             while name in self.infos:
                 name, number = f"{info.name}-{number}", number + 1
             self.infos[name] = info
+        self.fitted = Fitted()
         self._pipelines: dict[str, Pipeline] = {}
         self._lock = threading.Lock()
         self._counted = threading.local()
+        self._batcher = Batcher(self._answers, batch, at_a_time)
 
     def names(self, modality: str | None = None, kinds: Sequence[str] | None = None) -> list[str]:
         """Bundles of a modality and of some kinds of task, by kind; those that a task's name means first."""
@@ -74,19 +82,21 @@ class Models:
         return next(name for name in self.names() if self.infos[name].task == task)
 
     def get(self, name: str) -> Pipeline:
-        """A pipeline, loaded when it is first asked for.
+        """A pipeline, loaded when it is first asked for; or one that a visitor has fitted, by its secret name.
 
         Raises:
             InputError: There is none of this name, or the bundle is damaged or for another encoder.
         """
-        found = self._pipelines.get(name)
+        found = self._pipelines.get(name) or self.fitted.get(name)
         if found is not None:
+            note(name if name in self.infos else YOURS)
             return found
         if name not in self.infos:
             raise InputError(f"model {name}", "there is none of this name", f"choose from {', '.join(self.infos)}")
         with self._lock:
             if name not in self._pipelines:
                 self._pipelines[name] = self.watched(polysense.load(self.infos[name].path))
+            note(name)
             return self._pipelines[name]
 
     def watched(self, pipeline: Pipeline) -> Pipeline:
@@ -95,9 +105,13 @@ class Models:
         return pipeline
 
     def _count(self, tokenizer: Any, inputs: Any, tokens: Tokens) -> None:
-        # Each thread has a count of its own: pipelines answer several visitors at a time.
-        real = tokens.x.shape[0] * tokens.x.shape[1] if tokens.mask is None else int(tokens.mask.sum())
-        self._counted.tokens = getattr(self._counted, "tokens", 0) + real
+        # Each thread has counts of its own: pipelines answer several visitors at a time.
+        b, n = tokens.x.shape[:2]
+        real = [n] * b if tokens.mask is None else tokens.mask.sum(1).tolist()
+        if (counts := getattr(self._counted, "tokens", None)) is not None:
+            counts += real  # of what a batch answers, to be told whose they are
+        else:
+            note(tokens=sum(real))
 
     def loaded(self) -> dict[str, Pipeline]:
         """Those that are in memory."""
@@ -105,7 +119,9 @@ class Models:
 
     def encoders(self) -> list[Encoder]:
         """The encoders in memory, each once."""
-        return list({id(pipeline.encoder): pipeline.encoder for pipeline in self.loaded().values()}.values())
+        pipelines = [*self.loaded().values(), *self.fitted.pipelines()]
+        plain = [getattr(pipeline.encoder, "plain", pipeline.encoder) for pipeline in pipelines]
+        return list({id(encoder): encoder for encoder in plain}.values())
 
     def ask(self, pipeline: str | Pipeline, source: Any, **options: Any) -> Answer:
         """Answers one source; `options` are those of a pipeline's call.
@@ -114,10 +130,32 @@ class Models:
             InputError: There is no such pipeline, or it cannot use the source.
         """
         used = self.get(pipeline) if isinstance(pipeline, str) else pipeline
-        self._counted.tokens = 0
+        if used is pipeline:
+            note(YOURS)
         start = time.perf_counter()
-        predictions = used([source], **options)
-        return Answer(predictions, time.perf_counter() - start, self._counted.tokens)
+        if options:  # not what others ask
+            predictions, counts = self._counting(lambda: used([source], **options))
+        else:
+            pairs = self._batcher.ask(used, [used.tokenizer.split(one) for one in used.tokenizer.read_all(source)])
+            predictions, counts = [prediction for prediction, _ in pairs], [count for _, count in pairs]
+        note(tokens=sum(counts))
+        return Answer(predictions, time.perf_counter() - start, sum(counts))
+
+    def _counting(self, act: Callable[[], Any]) -> tuple[Any, list[int]]:
+        """What it gives, and the tokens of each sequence that was read meanwhile."""
+        counts: list[int] = []
+        self._counted.tokens = counts
+        try:
+            return act(), counts
+        finally:
+            self._counted.tokens = None
+
+    def _answers(self, pipeline: Pipeline, inputs: list[list[Sample]]) -> list[tuple[Prediction, int]]:
+        """The answer to each input of a batch, and its tokens."""
+        predictions, counts = self._counting(lambda: pipeline.answer(inputs))
+        ends = list(accumulate(map(len, inputs), initial=0))
+        tokens = [sum(counts[start:end]) for start, end in pairwise(ends)]
+        return list(zip(predictions, tokens, strict=True))
 
     def naming(self, modality: str, labels: Sequence[str], none: str | None = None) -> Pipeline:
         """A classifier by words; see `zero_shot`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from polysense.apps.cli import explain
 from polysense.apps.demo.limits import EXAMPLES, UPLOADED, Options
+from polysense.apps.demo.logs import Log
 from polysense.apps.demo.models import Answer, Models
 from polysense.apps.examples import MAKERS
 from polysense.core.errors import InputError
@@ -28,9 +29,11 @@ class Page:
         models: What answers.
         folder: A folder of the demo's own, in which everything is deleted at the end.
         options: How it is served.
+        log: Hears of each call.
     """
 
-    def __init__(self, models: Models, folder: Path, options: Options) -> None:
+    def __init__(self, models: Models, folder: Path, options: Options, log: Log | None = None) -> None:
+        self.log = log or Log()
         self.models, self.folder, self.options = models, folder, options
         for name in (UPLOADED, EXAMPLES):
             (folder / name).mkdir()
@@ -39,8 +42,9 @@ class Page:
            **options: Any) -> Any:  # fmt: skip
         """Binds an action to an event, with a name in the API (None: none) and a place in the one queue."""
         named = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-        return trigger(self.told(act), inputs, outputs, concurrency_id="models",
-                       concurrency_limit=self.options.concurrency, **named, **options)  # fmt: skip
+        place = {"concurrency_id": "models", "concurrency_limit": self.options.concurrency}
+        watched = self.log.watched(self.told(act), api_name)
+        return trigger(watched, inputs, outputs, **{**place, **named, **options})
 
     def told(self, act: Callable[..., Any]) -> Callable[..., Any]:
         """The same action; what its user can mend is shown in the library's own sentence, other faults in the log."""
@@ -58,7 +62,11 @@ class Page:
 
     def sentence(self, error: Exception) -> str:
         """What went wrong, without the folders of this machine."""
-        return re.sub(rf"{re.escape(str(self.folder))}/(?:[^/\s:;]+/)*", "", explain(error) or str(error))
+        return self.bare(explain(error) or str(error))
+
+    def bare(self, text: str) -> str:
+        """Text whose files go by their names alone."""
+        return re.sub(rf"{re.escape(str(self.folder))}/(?:[^/\s:;]+/)*", "", text)
 
     def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
                  outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
