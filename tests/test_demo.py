@@ -32,7 +32,8 @@ from polysense.data.limits import Limits, limited, limits
 
 gradio_client = pytest.importorskip("gradio_client")
 ENDPOINTS = {"/image", "/audio", "/video", "/point_cloud", "/forecast_columns", "/forecast", "/table_columns",
-             "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models", "/card"}  # fmt: skip
+             "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models",
+             "/card", "/image_looked", "/audio_looked", "/point_cloud_looked"}  # fmt: skip
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 
 
@@ -131,6 +132,22 @@ def test_other_senses(demo: Demo, example: Callable[[str], Path], endpoint: str,
     assert record["answer"] == own.answer() and model in facts
     shown = [one["image"] for one in picture] if endpoint == "/video" else [picture]
     assert len(shown) == (8 if endpoint == "/video" else 1) and all(Path(path).stat().st_size for path in shown)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "model"),
+    [("/image_looked", "lion.jpg", "tiny200"), ("/audio_looked", "clock.wav", "esc10"),
+     ("/point_cloud_looked", "chair.ply", "furniture")],
+)  # fmt: skip
+def test_what_spoke_for_an_answer(
+    demo: Demo, example: Callable[[str], Path], endpoint: str, name: str, model: str
+) -> None:
+    from PIL import Image
+
+    with Image.open(demo(endpoint, given(example(name)), model)) as picture:
+        assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100
+    with pytest.raises(gradio_client.exceptions.AppError, match="nothing was given"):
+        demo(endpoint, None, model)
 
 
 def test_forecast(demo: Demo, example: Callable[[str], Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from polysense.apps.demo import looked
 from polysense.apps.demo.page import Page, named, need, scores
 from polysense.core.predictions import Prediction
 
@@ -57,6 +58,8 @@ def build(
             facts = gr.Markdown("The answer appears here.", label="Answer", container=True)
             picture = view()
             classes = gr.Label(label="Classes")
+            if modality in ("image", "audio", "point_cloud"):
+                looked.build(page, name, modality, file, model)
             with gr.Accordion("The answer as JSON", open=False):
                 record = gr.JSON(label="Record", show_label=False)
     inputs, outputs = [file, model, top_k], [picture, classes, facts, record]
