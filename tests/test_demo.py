@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def test_a_table_is_fitted_and_predicted(demo: Demo, tmp_path: Path) -> None:
     written = pd.read_csv(file)
     assert [row[1] for row in answers["data"]] == list(written["answer"]) and len(written) == 9
     assert (written["answer"] == table["grown"].head(9)).mean() > 0.7 and "9 rows" in count
-    assert first["label"] == written["answer"][0]
+    assert first["label"] == written["answer"][0] and written["source"][0].startswith("new.csv")
     assert "'age'" in demo.fault("/fit_table", given(tmp_path / "learn.csv"), "age", "by its values")
     assert "holds no numbers" in demo.fault("/fit_table", given(tmp_path / "learn.csv"), "grown", "a number")
 
@@ -268,7 +269,7 @@ def test_a_password_is_asked_for_and_a_signal_ends_it_all(tmp_path: Path, monkey
             seen["folders"] = [path.name.rpartition("-")[0] for path in tmp_path.iterdir()]
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{address}config", timeout=10)
-            client = gradio_client.Client(address, auth=("anna", "secret"), verbose=False)
+            client = gradio_client.Client(address, auth=("anna", "secret"), verbose=False, download_files=False)
             seen["models"] = len(client.predict(api_name="/models")[0]["data"])
             with pytest.raises(InputError, match="nothing can listen there"), served(Options(port=port)):
                 pass
@@ -317,6 +318,15 @@ def test_loading_is_safe_from_any_thread_and_folders_are_models(build, tmp_path:
     assert len({id(pipeline) for pipeline in found}) == 1
     models.get("esc10")
     assert len(models.encoders()) == 1
+    lengths = {rate: (np.zeros(rate, np.float32), 16_000) for rate in (16_000, 160_000)}
+    alone = {rate: models.ask("esc10", source) for rate, source in lengths.items()}
+    assert alone[16_000].tokens < alone[160_000].tokens
+    with ThreadPoolExecutor(4) as pool:  # each thread has its own count of tokens
+        for rate, answer in zip(
+            [*lengths] * 4, pool.map(lambda rate: models.ask("esc10", lengths[rate]), [*lengths] * 4)
+        ):
+            assert answer.tokens == alone[rate].tokens
+            np.testing.assert_allclose(answer.predictions[0].scores, alone[rate].predictions[0].scores, atol=1e-6)
     with pytest.raises(InputError, match="no bundle"):
         Models([tmp_path])
 

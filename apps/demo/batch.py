@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polysense.apps.demo.limits import MOST_FILES
-from polysense.apps.demo.page import UPLOAD, Page, need
+from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need
 from polysense.core.errors import InputError
 from polysense.data.writers import open_writer
 
@@ -48,7 +48,7 @@ def build(page: Page) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            files = gr.File(file_count="multiple", label=f"Files, at most {MOST_FILES}", height=UPLOAD)
+            files = file_only(gr.File(file_count="multiple", label=f"Files, at most {MOST_FILES}", height=UPLOAD))
             names = page.models.names()
             choices = [(f"{name} · {page.models.infos[name].task.replace('-', ' ')}", name) for name in names]
             model = gr.Dropdown(choices, value=page.models.of_task("image-classification"), label="Model")
@@ -67,13 +67,6 @@ def build(page: Page) -> None:
             [(photos, page.models.of_task("image-classification"))], [files, model], answer, outputs, [ending]
         )
     page.on(ask.click, answer, [files, model, ending], outputs, "batch")
-
-
-def named(prediction: Any) -> Any:
-    """The same answer, its source by name alone: folders of this machine are no visitor's business."""
-    from dataclasses import replace
-
-    return replace(prediction, source=Path(prediction.source).name)
 
 
 def _made(path: Path) -> list[Path]:

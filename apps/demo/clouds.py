@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polysense.apps.demo import senses
 from polysense.apps.demo.drawings import panel
-from polysense.apps.demo.page import UPLOAD, Page
+from polysense.apps.demo.page import UPLOAD, Page, file_only
 from polysense.core.predictions import Mask
 
 
@@ -14,7 +14,7 @@ def build(page: Page) -> None:
 
     senses.build(
         page, "point_cloud", "point_cloud",
-        lambda: gr.File(label="Point cloud or mesh: .ply, .pcd, .las, .obj, .stl, .xyz …", height=UPLOAD),
+        lambda: file_only(gr.File(label="Point cloud or mesh: .ply, .pcd, .las, .obj, .stl, .xyz …", height=UPLOAD)),
         lambda: page.picture("Seen from three sides"),
         lambda found, file, _: panel(file, "point_cloud", found.index if isinstance(found, Mask) else None),
         kinds=(*senses.KINDS, "segmentation"),

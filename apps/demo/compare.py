@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polysense.apps.demo.page import AUTO, UPLOAD, Page, need, scores
+from polysense.apps.demo.page import AUTO, UPLOAD, Page, file_only, named, need, scores
 from polysense.apps.inputs import guess
 from polysense.apps.words import nameable
 from polysense.core.errors import InputError
@@ -39,7 +39,11 @@ def build(page: Page) -> None:
             raise InputError("labels", f"there are {len(given)}", fix)
         pipeline = page.models.naming(modality, given, none.strip() or None)
         found = page.models.ask(pipeline, source)
-        return scores(found.predictions[0]), page.facts(found, f"{modality}-naming"), page.record(found.predictions[0])
+        return (
+            scores(found.predictions[0]),
+            page.facts(found, f"{modality}-naming"),
+            named(found.predictions[0]).to_record(),
+        )
 
     kinds = [AUTO, *nameable()]
     gr.Markdown("### How near do two things lie?\nImages, films, sounds, scans, texts and words share one space.")
@@ -47,7 +51,7 @@ def build(page: Page) -> None:
         sides: list[Any] = []
         for title in ("First", "Second"):
             with gr.Column(min_width=300):
-                sides += [gr.File(label=f"{title}: a file of any kind …", height=UPLOAD),
+                sides += [file_only(gr.File(label=f"{title}: a file of any kind …", height=UPLOAD)),
                           gr.Textbox(label=f"{title}: … or words", placeholder="rain on a roof", max_length=LONGEST),
                           gr.Dropdown(kinds, value=AUTO, label=f"{title}: what the file is")]  # fmt: skip
     measure = gr.Button("Compare", variant="primary")
@@ -65,7 +69,7 @@ def build(page: Page) -> None:
     gr.Markdown("### Name it by your own words")
     with gr.Row():
         with gr.Column(min_width=300):
-            file = gr.File(label="A file of any kind …", height=UPLOAD)
+            file = file_only(gr.File(label="A file of any kind …", height=UPLOAD))
             words = gr.Textbox(label="… or a text", lines=2, max_length=LONGEST)
             kind = gr.Dropdown(kinds, value=AUTO, label="What the file is")
             labels = gr.Textbox(label="Labels, parted by commas; a bar parts names of the same",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polysense.apps.panels import COLOURS, show_cloud, show_source
+from polysense.apps.panels import COLOURS, show_cloud, show_source, split
 from polysense.apps.pictures import draw
 from polysense.core.predictions import Boxes, Mask, Prediction, Segments
 
@@ -43,7 +43,7 @@ def panel(source: Any, modality: str, classes: np.ndarray | None = None) -> Imag
 
     figure = Figure(figsize=PANEL, dpi=120, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    body = figure.subfigures(1, 1)
+    body = split(figure, 1, 1)[0]
     if classes is None:
         show_source(body, source, modality)
     else:

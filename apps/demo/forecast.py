@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polysense.apps.demo.drawings import whole
-from polysense.apps.demo.page import UPLOAD, Page, need
+from polysense.apps.demo.page import UPLOAD, Page, file_only, need
 from polysense.core.predictions import Series
 from polysense.data.table import read_table
 from polysense.data.time_series import read_series_all
@@ -26,7 +26,9 @@ def build(page: Page) -> None:
         found = read_series_all(table)[0]
         # Files without columns (.ts, arrays) have nothing to choose the time from.
         times = (
-            [str(name) for name in read_table(table).columns] if table.endswith((".csv", ".tsv", ".parquet")) else []
+            [str(name) for name in read_table(table).columns]
+            if table.endswith((".csv", ".tsv", ".parquet", ".xlsx"))
+            else []
         )
         return (gr.Dropdown([FOUND, *times], value=FOUND),
                 gr.Dropdown(found.names, value=found.names[:2]))  # fmt: skip
@@ -39,15 +41,16 @@ def build(page: Page) -> None:
         found = page.models.ask(pipeline, frames[0], horizon=int(horizon))
         first = found.predictions[0]
         assert isinstance(first, Series), "a forecaster answers with series"
+        others = f"  \nthe first of {len(frames)} series in the file" if len(frames) > 1 else ""
         path = page.file("forecast.csv")
         frame = first.to_frame()
         frame.to_csv(path)
-        return (whole(first, None, "time_series"), page.facts(found, model), str(path),
+        return (whole(first, None, "time_series"), page.facts(found, model) + others, str(path),
                 frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            table = gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD)
+            table = file_only(gr.File(label="Series: .csv, .parquet, .xlsx, .ts …", height=UPLOAD))
             model = page.models_for("time_series", ("forecasting",))
             time = gr.Dropdown([FOUND], value=FOUND, label="Column of the time", allow_custom_value=True)
             values = gr.Dropdown([], value=[], multiselect=True, label="Columns to forecast (none: all)",

@@ -18,6 +18,7 @@ MOST_EXAMPLES = 2000  # files that a model is fitted to in the page
 MOST_EPOCHS, MOST_MINUTES = 20, 10  # of such a fit, from the archive to the model
 MOST_KEPT, KEPT = 32, 3600  # models that visitors have fitted, at a time, and seconds from their last use
 QUEUE = 64  # calls that may wait
+SESSIONS = 100  # visitors whose fitted model is kept; the one who was away longest loses it first
 # Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
 VISITORS = Limits(bytes=50_000_000, unpacked=500_000_000, pixels=60_000_000, frames=200_000, seconds=1800,
                   points=5_000_000, rows=200_000, cells=20_000_000, characters=5_000_000)  # fmt: skip

@@ -6,6 +6,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,20 @@ class Page:
         return (f"**{plain(first.answer())}**{sure}  \n{1000 * answer.seconds:.0f} ms, {answer.tokens} tokens, "
                 f"model `{name}`")  # fmt: skip
 
-    def record(self, prediction: Prediction) -> dict[str, Any]:
-        """The answer as the writers have it, its source by name alone."""
-        record = prediction.to_record()
-        return {**record, "source": Path(record["source"]).name}
-
 
 def file_only(component: Any) -> Any:
-    """The same input, which hands over the path of the file as it came.
+    """The same input, which hands over the path of the file as it came; of several files, a list of paths.
 
-    Gradio would open it first, and say of a damaged one that there was an error; the library's readers say which.
+    Gradio would open pictures first, and say of a damaged one that there was an error; the library's readers say which.
+    And for each other file it would leave an empty one behind, which nothing deletes.
     """
-    component.preprocess = lambda payload: None if payload is None else payload.path
+
+    def paths(payload: Any) -> Any:
+        if payload is None:
+            return None
+        return [one.path for one in payload.root] if hasattr(payload, "root") else payload.path
+
+    component.preprocess = paths
     return component
 
 
@@ -145,7 +148,7 @@ def need(value: Any, what: str) -> Any:
     return value
 
 
-def scores(prediction: Prediction, top_k: int | None = None) -> dict[str, float]:
+def scores(prediction: Prediction, top_k: float | None = None) -> dict[str, float]:
     """What a Label component takes: probabilities of classes, `top_k` at most; shares of the pixels or points; the
     surest score of each class that was found; numbers by name."""
     if isinstance(prediction, Labels):  # most probable first
@@ -160,6 +163,11 @@ def scores(prediction: Prediction, top_k: int | None = None) -> dict[str, float]
         for label, score in zip(prediction.labels, prediction.scores):
             found[str(label)] = max(found.get(str(label), 0.0), float(score))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def named(prediction: Prediction) -> Prediction:
+    """The same answer, its source by name alone: folders of this machine are no visitor's business."""
+    return replace(prediction, source=Path(prediction.source).name)
 
 
 def plain(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polysense.apps.demo.page import Page, need, scores
+from polysense.apps.demo.page import Page, named, need, scores
 from polysense.core.predictions import Prediction
 
 KINDS = ("classification", "multilabel", "regression")
@@ -44,7 +44,7 @@ def build(
     def answer(file: str, model: str, top_k: float) -> tuple[Any, ...]:
         found = page.models.ask(model, need(file, modality.replace("_", " ")))
         first = found.predictions[0]
-        return show(first, file, model), scores(first, top_k), page.facts(found, model), page.record(first)
+        return show(first, file, model), scores(first, top_k), page.facts(found, model), named(first).to_record()
 
     answer.__doc__ = says
     with gr.Row():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polysense.apps.demo.limits import EXAMPLES, MOST_FITTED
-from polysense.apps.demo.page import UPLOAD, Page, need, scores
+from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need, scores
 from polysense.core.errors import InputError
 from polysense.data.table import read_table, require_columns
 from polysense.data.writers import open_writer
@@ -51,7 +51,7 @@ def build(page: Page) -> None:
         path = page.file("predictions.csv")
         with open_writer(path, escape=True) as writer:
             for prediction in found.predictions:
-                writer.write(prediction)
+                writer.write(named(prediction))
         shown = [[i + 1, one.answer(), _sure(one)] for i, one in enumerate(found.predictions[:SHOWN])]
         more = len(found.predictions) - len(shown)
         count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (
@@ -63,7 +63,7 @@ def build(page: Page) -> None:
     gr.Markdown("### 1 · Fit")
     with gr.Row():
         with gr.Column(min_width=300) as left:
-            table = gr.File(label="Table to learn from: .csv, .parquet, .xlsx", height=UPLOAD)
+            table = file_only(gr.File(label="Table to learn from: .csv, .parquet, .xlsx", height=UPLOAD))
             target = gr.Dropdown([], label="Column to predict", allow_custom_value=True)
             kind = gr.Radio([AUTO, CLASS, NUMBER], value=AUTO, label="What that column is")
             start = gr.Button("Fit", variant="primary")
@@ -74,7 +74,7 @@ def build(page: Page) -> None:
     gr.Markdown("### 2 · Predict new rows")
     with gr.Row():
         with gr.Column(min_width=300) as below:
-            rows = gr.File(label="Table of new rows", height=UPLOAD)
+            rows = file_only(gr.File(label="Table of new rows", height=UPLOAD))
             names = page.models.names("tabular", ("classification", "multilabel", "regression"))
             model = gr.Dropdown([FITTED, *names], value=FITTED, label="Model")
             ask = gr.Button("Predict", variant="primary")
@@ -127,7 +127,8 @@ def fit_table(page: Page, task: str, table: str, target: str, progress: Any) -> 
     """
     import polysense
 
-    start, outcome, ended = time.perf_counter(), [], threading.Event()
+    start, ended = time.perf_counter(), threading.Event()
+    outcome: list[Any] = []  # the pipeline, or what went wrong
 
     def run() -> None:
         try:
