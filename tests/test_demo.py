@@ -32,7 +32,8 @@ from polysense.data.limits import Limits, limited, limits
 
 gradio_client = pytest.importorskip("gradio_client")
 ENDPOINTS = {"/image", "/audio", "/video", "/point_cloud", "/forecast_columns", "/forecast", "/table_columns",
-             "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models", "/card"}  # fmt: skip
+             "/fit_table", "/predict_table", "/fit_folders",
+             "/cancel_fit", "/compare", "/name", "/batch", "/models", "/card"}  # fmt: skip
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 
 
