@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 from PIL import Image
 
 import polysense
 from polysense.apps.demo.app import served
+from polysense.apps.demo.fit import KINDS, METHODS, curves
 from polysense.apps.demo.fitted import Fitted
 from polysense.apps.demo.fitting import THREAD, Cancelled, Run, Watched, learn
 from polysense.apps.demo.limits import MOST_EXAMPLES, Options
@@ -164,6 +167,49 @@ def test_roots_of_archives(tmp_path: Path) -> None:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         assert unpack(packed(tmp_path / "good.zip", **members), folder) == folder / root
+
+
+def sound(path: Path, one: bool, rng: Any) -> None:
+    tone = np.sin(np.arange(8000) * (0.1 if one else 0.5)) + rng.normal(0, 0.05, 8000)
+    soundfile.write(path.with_suffix(".wav"), 0.3 * tone, 16_000)
+
+
+def cloud(path: Path, one: bool, rng: Any) -> None:
+    points = rng.normal(size=(256, 3)) * ((1, 1, 0.01) if one else (1, 1, 1))
+    np.savetxt(path.with_suffix(".xyz"), points)
+
+
+def series(path: Path, one: bool, rng: Any) -> None:
+    values = np.sin(np.arange(120) * (0.1 if one else 0.5)) + rng.normal(0, 0.05, 120)
+    pd.DataFrame({"value": values}).to_csv(path.with_suffix(".csv"), index=False)
+
+
+@pytest.mark.parametrize(("kind", "write"), [("sounds", sound), ("point clouds", cloud), ("series", series)])
+def test_every_kind_is_learnt(kind: str, write: Callable[..., None], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(6):
+            write(tmp_path / "data" / name / f"{i}", name == "first", rng)
+    task = f"{KINDS[kind].replace('_', '-')}-classification"
+    run = Run(lambda told: learn(task, tmp_path / "data", tmp_path / "out", "probe", 0, 1, told))
+    assert len(list(run.ticks(0.05))) > 0 and run.result.metrics["accuracy"] == 1.0
+    assert [one.number for one in run.watched.epochs] == [0]
+    file = next((tmp_path / "data" / "second").iterdir())
+    assert polysense.load(tmp_path / "out")(file)[0].answer() == "second"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_leaves_the_encoder(method: str, image_folders: Path, tmp_path: Path) -> None:
+    encoder = polysense.load_encoder("embedded")
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    run = Run(lambda told: learn("image-classification", image_folders, tmp_path / "out", method, 1, 1, told))
+    assert list(run.ticks(0.05)) and run.result.metrics["accuracy"] > 0.6
+    first, second = curves("image-classification", run.watched.epochs)
+    assert len(first) == run.result.epochs + 1 and len(second) == run.result.epochs
+    assert run.result.epochs == (0 if method == "probe" else 1)
+    assert all(value.equal(before[name]) for name, value in encoder.state_dict().items())
 
 
 @pytest.fixture
