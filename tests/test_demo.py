@@ -172,7 +172,7 @@ def test_a_table_is_fitted_and_predicted(demo: Demo, tmp_path: Path) -> None:
     table.drop(columns="grown").head(9).to_csv(tmp_path / "new.csv", index=False)
     assert demo("/table_columns", given(tmp_path / "learn.csv"))["value"] == "grown"
     before = demo.fault("/predict_table", given(tmp_path / "new.csv"), "the one fitted here")
-    assert "none was fitted in this session" in before
+    assert "none was fitted on this page" in before
     told, metrics, _ = demo("/fit_table", given(tmp_path / "learn.csv"), "grown", "by its values")
     assert metrics["accuracy"] > 0.8 and "held out" in told
     answers, file, count, first = demo("/predict_table", given(tmp_path / "new.csv"), "the one fitted here")

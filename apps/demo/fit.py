@@ -49,7 +49,7 @@ def build(page: Page) -> None:
             yield (*finished(page, run, bundle, task),)
 
     def cancel(request: Any) -> None:
-        """Ends the fit that this session has begun, before its next batch."""
+        """Ends the fit that this visitor has begun, before its next batch."""
         if (run := running.get(request.session_hash)) is not None:
             run.watched.stop()
 

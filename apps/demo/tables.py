@@ -43,9 +43,9 @@ def build(page: Page) -> None:
         return done, told, {name: round(float(value), 6) for name, value in done.metrics.items()}, FITTED
 
     def predict(rows: str, model: str, fitted: Any) -> tuple[Any, ...]:
-        """Predicts the rows of a table, with the model that this session fitted or one by name."""
+        """Predicts the rows of a table, with the model that this visitor fitted or one by name."""
         if model == FITTED and fitted is None:
-            raise InputError("model", "none was fitted in this session", "fit one first, or choose another")
+            raise InputError("model", "none was fitted on this page", "fit one first, or choose another")
         used = fitted if model == FITTED else model
         found = page.models.ask(used, need(rows, "table of new rows"))
         path = page.file("predictions.csv")
