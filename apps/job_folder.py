@@ -64,7 +64,7 @@ class JobFolder:
         Raises:
             InputError: Something is not as it was when it began.
         """
-        now = json.loads(json.dumps(dict(settings)))
+        now = json.loads(json.dumps(dict(settings), default=str))
         before = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
         for name in sorted(before.keys() | now.keys(), key=lambda name: name.endswith("sha256")):
             old, new = before.get(name), now.get(name)
@@ -77,7 +77,7 @@ class JobFolder:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Says which job this is, once its inputs are listed."""
         part = self.path / "settings.part"
-        part.write_text(json.dumps(dict(settings), indent=1), encoding="utf-8")
+        part.write_text(json.dumps(dict(settings), indent=1, default=str), encoding="utf-8")
         part.replace(self.path / "settings.json")
 
     def spool(self, group: str) -> Spool:

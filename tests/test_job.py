@@ -158,6 +158,13 @@ def test_what_stands_there_is_not_lost_unsaid(tmp_path: Path) -> None:
     assert job(settings={"model": "n"}).run(out) == 0
 
 
+def test_settings_may_hold_paths(tmp_path: Path) -> None:
+    settings = {"words": {"examples": tmp_path}, "views": (1.0, 1.5)}
+    with pytest.raises(RuntimeError):
+        job(stop=6, settings=settings).run(tmp_path / "o.jsonl")
+    assert job(settings=settings).run(tmp_path / "o.jsonl", resume=True) == 0
+
+
 def test_the_list_of_inputs_stays(tmp_path: Path) -> None:
     """Files that came into a folder meanwhile are not of this job."""
     out = tmp_path / "o.jsonl"
