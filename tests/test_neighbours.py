@@ -146,12 +146,17 @@ def test_an_empty_collection_is_saved_too(tmp_path: Path) -> None:
 
 
 def test_what_polysense_embed_writes_is_loaded(tmp_path: Path) -> None:
-    from polysense.apps.embed import save_arrays
+    from polysense.data.writers import open_writer
 
     vectors = vectors_of(20)
-    save_arrays(tmp_path / "out.npz", [Embedding(vector, f"ö {i}.jpg") for i, vector in enumerate(vectors)])
-    answer = Neighbours.load(tmp_path / "out.npz").search(vectors[0], 1)[0][0]
-    assert (answer.source, answer.modality) == ("ö 0.jpg", "")
+    with open_writer(tmp_path / "out.npz", {"encoder": "0123"}) as writer:
+        for i, vector in enumerate(vectors):
+            writer.write(Embedding(vector, f"ö {i}.jpg", {"modality": "image"} if i else {}))
+    answers = Neighbours.load(tmp_path / "out.npz").search(vectors[:2], 1)
+    assert [(one.source, one.modality) for (one,) in answers] == [("ö 0.jpg", ""), ("ö 1.jpg", "image")]
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["vectors"], np.asarray(vectors, np.float32))
+        assert str(arrays["encoder"]) == "0123"
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,3 +189,19 @@ def test_rows_say_what_answered(tmp_path: Path, ending: str, kind: str) -> None:
         text = out.read_text()
         record = json.loads(text)[0] if ending == ".json" else json.loads(text.splitlines()[0])
         assert (record["model"], record["encoder"]) == ("m", "0123")
+
+
+def test_arrays_hold_embeddings_of_one_width(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "o.npy") as writer:
+        for value in range(3):
+            writer.write(Embedding(np.full(4, value, np.float32)))
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), np.arange(3)[:, None].repeat(4, 1))
+    with open_writer(tmp_path / "none.npz"):
+        pass
+    assert np.load(tmp_path / "none.npz")["vectors"].shape == (0, 0)
+    with pytest.raises(InputError, match="4 and 5 numbers"), open_writer(tmp_path / "p.npy") as writer:
+        writer.write(Embedding(np.zeros(4, np.float32)))
+        writer.write(Embedding(np.zeros(5, np.float32)))
+    with pytest.raises(InputError, match="holds embeddings"), open_writer(tmp_path / "p.npz") as writer:
+        writer.write(ANSWERS["labels"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.npz", "o.npy"]
