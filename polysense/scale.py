@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -25,6 +26,7 @@ from polysense.pipeline import Pipeline
 
 WINDOW = 128  # items that an actor answers at a time
 ROUND = 500  # windows that are handed to Ray at once: their names are in its memory
+START_ONE = "start one (ray start --head), or leave --address out"
 
 
 class Answerer:
@@ -114,6 +116,21 @@ def _windows(spool: Spool, item: int, inputs: int) -> Iterator[dict[str, str]]:
         inputs = 0
 
 
+def check_reachable(address: str | None) -> None:
+    """Asks whether anything listens at an address such as 10.0.0.1:6379; Ray itself would try for minutes.
+
+    Raises:
+        InputError: Nothing does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # None, "auto", "local": Ray finds it, or says so
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"address {address}", f"there is no Ray cluster ({error})", START_ONE) from error
+
+
 def _connect(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -122,14 +139,13 @@ def _connect(address: str | None) -> Any:
         import ray.data
     except ImportError as error:
         raise InputError("engine ray", "Ray is not installed", 'pip install "polysense[scale]"') from error
+    check_reachable(address)
     try:
         ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False,
                  logging_level=logging.ERROR, configure_logging=True)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         problem = f"there is no Ray cluster ({str(error).splitlines()[0]})"
-        raise InputError(
-            f"address {address}", problem, "start one (ray start --head), or leave --address out"
-        ) from error
+        raise InputError(f"address {address}", problem, START_ONE) from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray
