@@ -12,10 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from polysense.apps.demo.guard import Guard, guarded
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.logs import opened
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
+from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
 
 TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": "clouds", "Forecast": "forecast",
@@ -39,7 +41,9 @@ def compose(page: Page) -> Any:
         for name, module in TABS.items():
             with gr.Tab(name, id=module):
                 import_module(f"polysense.apps.demo.{module}").build(page)
-    return blocks.queue(max_size=QUEUE, api_open=True, default_concurrency_limit=page.options.concurrency)
+    guarded(blocks, page.folder / UPLOADED)
+    # Not open: calls that pass by the queue would be computed all at once.
+    return blocks.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=page.options.concurrency)
 
 
 @contextmanager
@@ -57,8 +61,11 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
         models = Models(options.bundles, options.batch, options.concurrency)
         with limited(**for_visitors(options.max_mb)):
             blocks = compose(Page(models, folder, options, log))
+            uploads = Uploads(folder / UPLOADED, *options.room)
             try:
-                yield blocks, _launch(blocks, options, models, folder)
+                address = _launch(blocks, options, models, uploads)
+                with uploads.swept(UPLOADS[0], sum(UPLOADS)):  # what Gradio has left a while after it was to go
+                    yield blocks, address
             finally:
                 blocks.close(verbose=False)
 
@@ -87,19 +94,21 @@ def serve(options: Options) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
+def _launch(blocks: Any, options: Options, models: Models, uploads: Uploads) -> str:
     """Starts the server; its address."""
     from fastapi.routing import APIRoute
     from gradio.themes import Default
+    from starlette.middleware import Middleware
 
     try:
         _, local, shared = blocks.launch(
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
-            allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
+            allowed_paths=[str(uploads.folder.with_name(EXAMPLES))], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
             footer_links=["api", "settings"], css=CSS, theme=Default(font=FONTS),
-            app_kwargs={"routes": [APIRoute("/health", _health(models))]},
+            app_kwargs={"routes": [APIRoute("/health", _health(models))],
+                        "middleware": [Middleware(Guard, uploads=uploads)]},
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"port {options.port}", f"nothing can listen there ({_first_line(error)})",
