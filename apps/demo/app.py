@@ -15,6 +15,7 @@ from typing import Any
 from polysense.apps.demo.guard import Guard, guarded
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.logs import opened
+from polysense.apps.demo.memory import trimmed
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
 from polysense.apps.demo.uploads import Uploads
@@ -36,7 +37,7 @@ def compose(page: Page) -> Any:
     """The Gradio blocks."""
     import gradio as gr
 
-    with gr.Blocks(title="polysense", analytics_enabled=False, delete_cache=UPLOADS, fill_width=True) as blocks:
+    with gr.Blocks(title="polysense", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(TITLE)
         for name, module in TABS.items():
             with gr.Tab(name, id=module):
@@ -64,7 +65,7 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
             uploads = Uploads(folder / UPLOADED, *options.room)
             try:
                 address = _launch(blocks, options, models, uploads)
-                with uploads.swept(UPLOADS[0], sum(UPLOADS)):  # what Gradio has left a while after it was to go
+                with uploads.swept(*UPLOADS, blocks.temp_file_sets), trimmed():
                     yield blocks, address
             finally:
                 blocks.close(verbose=False)
@@ -104,8 +105,8 @@ def _launch(blocks: Any, options: Options, models: Models, uploads: Uploads) -> 
         _, local, shared = blocks.launch(
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
-            allowed_paths=[str(uploads.folder.with_name(EXAMPLES))], show_error=False, run_history=False, ssr_mode=False,
-            enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
+            allowed_paths=[str(uploads.folder.with_name(EXAMPLES))], show_error=False, run_history=False,
+            ssr_mode=False, enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
             footer_links=["api", "settings"], css=CSS, theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))],
                         "middleware": [Middleware(Guard, uploads=uploads)]},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polysense.apps.demo.limits import MOST_FILES
+from polysense.apps.demo.limits import MOST_FILES, MOST_MINUTES
 from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need
 from polysense.core.errors import InputError
 from polysense.data.writers import open_writer
@@ -29,7 +29,8 @@ def build(page: Page) -> None:
         pipeline, path = page.models.get(model), page.file(f"answers{ending}")
         rows: list[list[Any]] = []
         done = skipped = 0
-        with open_writer(path, {"model": model}, escape=True) as writer:
+        writing = open_writer(path, {"model": model}, escape=True)
+        with writing as writer, page.models.within(60 * MOST_MINUTES):
             for file in progress.tqdm(files, desc="files"):
                 for one in pipeline.stream(str(file), on_error="skip"):
                     if isinstance(one, InputError):

@@ -16,7 +16,7 @@ from polysense.core.errors import InputError
 
 API = "/gradio_api/"
 # Endpoints of Gradio that no tab uses and that write, fetch or run what a stranger gives.
-UNUSED = ("deep_link", "process_recording", "component_server", "proxy=", "vibe-", "undo-vibe-", "run-history")
+UNUSED = ("deep_link", "process_recording", "component_server", "proxy=", "vibe-", "undo-vibe-", "run-history", "dev/")
 PRIVATE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
            (b"cache-control", b"private")]  # fmt: skip
 
@@ -52,9 +52,12 @@ def guarded(blocks: Any, folder: Path) -> None:
     async def checked(block_fn: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         try:
             check_files(inputs, folder)
+            return await usual(block_fn, inputs, *rest, **named)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return await usual(block_fn, inputs, *rest, **named)
+        except ValueError as error:  # of pydantic and Gradio; printed, it would show what was given
+            sentence = "input: it is not of the kind that is asked for; see the page's Use via API."
+            raise gr.Error(sentence, print_exception=False) from error
 
     blocks.preprocess_data = checked
 

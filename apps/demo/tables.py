@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polysense.apps.demo.fitting import Run
 from polysense.apps.demo.limits import EXAMPLES, MOST_FITTED
 from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need, scores
 from polysense.core.errors import InputError
@@ -123,29 +123,16 @@ def fit_table(page: Page, task: str, table: str, target: str, progress: Any) -> 
     """Fits, telling the page how long it has been; gives the pipeline and the seconds.
 
     Raises:
-        InputError: See `polysense.fit`.
+        InputError: See `polysense.fit`; or it took too long.
     """
     import polysense
 
-    start, ended = time.perf_counter(), threading.Event()
-    outcome: list[Any] = []  # the pipeline, or what went wrong
-
-    def run() -> None:
-        try:
-            # Nothing of a visitor's table is kept: no cache, no bundle on disk, no examples in its card.
-            outcome.append(polysense.fit(task, Path(table), target=target, progress=False, cache=False))
-        except Exception as error:  # raised again below, in the thread that is asked
-            outcome.append(error)
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while not ended.wait(0.5):
-        progress(None, desc=f"fitting, {time.perf_counter() - start:.0f} s")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return page.models.watched(outcome[0]), time.perf_counter() - start
+    # Nothing of a visitor's table is kept: no cache, no bundle on disk, no examples in its card.
+    start = time.perf_counter()
+    run = Run(lambda told: polysense.fit(task, Path(table), target=target, progress=told, cache=False))
+    for seconds in run.ticks():
+        progress(None, desc=f"fitting, {seconds:.0f} s")
+    return page.models.watched(run.result), time.perf_counter() - start
 
 
 def wines(page: Page) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Where uploads lie: how much they may hold together, and that none outlives its time.
 
-Gradio deletes what it knows of. It does not know of uploads that broke off or that went by another field's name, of
-empty folders, or of what a library left behind.
+Gradio's own deleting does not do: it stops for good where a file is added meanwhile or a folder's path was given, and
+knows nothing of uploads that broke off or went by another field's name, of empty folders, or of what a library left.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -65,12 +65,13 @@ class Uploads:
         """All that is in it, but folders."""
         return {place for place in self.folder.rglob("*") if not place.is_dir() or place.is_symlink()}
 
-    def sweep(self, age: float, keep: set[Path]) -> None:
+    def sweep(self, age: float, keep: set[Path], lists: Sequence[set[str]] = ()) -> None:
         """Deletes files that were not touched for `age` seconds, and folders that are empty for as long.
 
         Args:
             age: Seconds; by the time of the last change of the file's state, which copying cannot set back.
             keep: Files that stay.
+            lists: Sets of paths, from which those are taken that are deleted.
         """
         before = time.time() - age
         for parent, folders, files in os.walk(self.folder, topdown=False):
@@ -84,15 +85,17 @@ class Uploads:
                         place.rmdir()  # full ones refuse
                     else:
                         place.unlink()
+                        for listed in lists:
+                            listed.discard(str(place))
 
     @contextmanager
-    def swept(self, every: float, age: float) -> Iterator[None]:
+    def swept(self, every: float, age: float, lists: Sequence[set[str]] = ()) -> Iterator[None]:
         """Sweeps while the context lasts; what lies there at its beginning stays."""
         keep, ended = self.files(), threading.Event()
 
         def run() -> None:
             while not ended.wait(every):
-                self.sweep(age, keep)
+                self.sweep(age, keep, lists)
 
         thread = threading.Thread(target=run, name="polysense-sweep", daemon=True)
         thread.start()
