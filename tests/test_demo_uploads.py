@@ -7,6 +7,7 @@ import re
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
 import zipfile
@@ -24,6 +25,7 @@ import soundfile
 from PIL import Image
 
 from polysense.apps.demo.batching import Batcher
+from polysense.apps.demo.memory import trimmed
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
@@ -227,6 +229,24 @@ def test_long_computing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.ask("esc10", wave).predictions[0].answer() == usual.predictions[0].answer()
     with models.within(0), pytest.raises(InputError, match="give less at once"):
         models.get("esc10")(wave)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_goes_back() -> None:
+    process = psutil.Process()
+
+    def hoard() -> Any:
+        held = [bytes(2000) for _ in range(100_000)]
+        return held[::500]  # a few that stay keep the rest from going back by itself
+
+    before = process.memory_info().rss
+    few = hoard()
+    after = process.memory_info().rss
+    with trimmed(0.01):
+        time.sleep(0.3)
+        assert any(thread.name == "polysense-trim" for thread in threading.enumerate())
+    assert len(few) == 200 and process.memory_info().rss - before < 0.5 * max(after - before, 100_000_000)
+    assert not any(thread.name == "polysense-trim" for thread in threading.enumerate())
 
 
 def test_one_that_takes_too_long_takes_no_other_along() -> None:
