@@ -64,7 +64,7 @@ def build(page: Page) -> None:
             (lion, "", None, "a bicycle"), (None, "showers before noon", None, "weather")]  # fmt: skip
     filled = [sides[0], sides[1], sides[3], sides[4]]
     page.examples(rows, filled, lambda a, b, c, d: compare(a, b, AUTO, c, d, AUTO), [cosine, said], columns=None)
-    page.on(measure.click, compare, sides, [cosine, said], "compare")
+    page.on(measure.click, compare, sides, [cosine, said], "compare", **page.together)
 
     gr.Markdown("### Name it by your own words")
     with gr.Row():
@@ -85,7 +85,7 @@ def build(page: Page) -> None:
     shown = [(rain, "", "rain, dog barking, piano, speech"), (lion, "", "lion, fish, bicycle, cup of coffee"),
              (None, "Frost in the valleys, and a cold wind.", "weather, sports, cooking, politics")]  # fmt: skip
     page.examples(shown, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs, columns=None)
-    page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name")
+    page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name", **page.together)
 
 
 def _input(file: str | None, words: str | None, kind: str) -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polysense.apps.demo.fitting import Epoch, Run, learn
 from polysense.apps.demo.limits import MOST_EPOCHS, MOST_EXAMPLES, MOST_MINUTES, UPLOADED
-from polysense.apps.demo.page import UPLOAD, Page, file_only, need, plain
+from polysense.apps.demo.page import UPLOAD, Page, file_only, markup_free, need, plain
 from polysense.apps.demo.unpack import unpack
 from polysense.core.errors import InputError
 from polysense.tasks import TASKS
@@ -108,7 +108,7 @@ def faults(page: Page) -> Iterator[None]:
     try:
         yield
     except (InputError, MemoryError) as error:
-        raise gr.Error(page.sentence(error), print_exception=False) from error
+        raise gr.Error(markup_free(page.sentence(error)), print_exception=False) from error
 
 
 def findings(page: Page, run: Run) -> str:

@@ -69,4 +69,4 @@ def build(page: Page) -> None:
         page.examples([(page.example("energy.csv"), FOUND, ["load", "price"])], [table, time, values],
                       lambda table, time, values, model, horizon: answer(table, model, time, values, horizon), outputs,
                       [model, horizon])  # fmt: skip
-    page.on(ask.click, answer, inputs, outputs, "forecast")
+    page.on(ask.click, answer, inputs, outputs, "forecast", **page.together)

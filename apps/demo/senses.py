@@ -66,7 +66,5 @@ def build(
     with left:
         rows = [(page.example(example), page.models.of_task(task)) for example, task in examples]
         page.examples(rows, [file, model], answer, outputs, [top_k])
-    # As many at a time as make a batch: `Models.ask` sees to it that no more is computed than may be.
-    together = {"concurrency_id": "asked", "concurrency_limit": page.options.gathered}
-    page.on(ask.click, answer, inputs, outputs, name, **together)
+    page.on(ask.click, answer, inputs, outputs, name, **page.together)
     return model, picture, classes, top_k

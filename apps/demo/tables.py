@@ -87,7 +87,7 @@ def build(page: Page) -> None:
     outputs = [answers, download, count, first]
     page.on(table.change, columns, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], [fitted, told, metrics, model], "fit_table")
-    page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table")
+    page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table", **page.together)
     learn, new = wines(page)
     with left:
         page.examples([(learn, "cultivar")], [table, target], fit, [fitted, told, metrics, model], [kind],
