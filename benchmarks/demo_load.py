@@ -38,8 +38,11 @@ import sys, time
 from gradio_client import Client, handle_file
 address, path, copies, wanted = sys.argv[1:]
 client = Client(address, verbose=False, download_files=False, httpx_kwargs={'timeout': 60})
+call = [handle_file(path)] * int(copies), "caltech101", ".csv"
 while True:  # until a call was seen in that state
-    job = client.submit([handle_file(path)] * int(copies), "caltech101", ".csv", api_name="/batch")
+    if wanted == "IN_QUEUE":
+        client.submit(*call, api_name="/batch")  # that the next one waits for
+    job = client.submit(*call, api_name="/batch")
     while not job.done():
         if job.status().code.name in wanted.split(","):
             print("there", flush=True)
