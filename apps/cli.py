@@ -126,6 +126,8 @@ def try_it(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error a user can cause ends in one line on stderr and exit code 1."""
+    from polysense.apps.screen import note
+    from polysense.core.errors import InputWarning
     from polysense.data.limits import limited
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -133,7 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = limits_first([argument for argument in arguments if argument != "--debug"])
     with limited(), warnings.catch_warnings():
         if not debug:
-            warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users
+            warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users; ours are
+            warnings.simplefilter("always", InputWarning)
+            warnings.showwarning = lambda message, *_: note(f"note: {message}")
         try:
             app(args=arguments, prog_name="polysense")
         except Exception as error:

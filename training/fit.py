@@ -207,7 +207,8 @@ def fit(
         metric = measured(pipeline, validation, recipe.batch_size)
         pipeline.metrics = metric.compute()
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
-                      "epochs": run.epochs, **run.told(), **(about or {})}  # fmt: skip
+                      "val_share": val_share, "data_sha256": fingerprint(learning), "epochs": run.epochs,
+                      **run.told(), **(about or {})}  # fmt: skip
     if card:
         fill_card(pipeline, metric, shown.history, validation, card_examples, draw)
     finish(pipeline, run, learning, validation, seed, own_validation)
