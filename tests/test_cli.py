@@ -315,7 +315,8 @@ def test_words_in_a_folder_are_texts_and_numbers_are_not(tmp_path: Path) -> None
     assert sort(tmp_path / "letter.txt") == {"text": [str(tmp_path / "letter.txt")]}
     with pytest.raises(InputError, match="point_cloud or text"):
         sort(tmp_path / "scan.txt")
-    assert sort(tmp_path) == {"text": [str(tmp_path / "letter.txt")]}
+    with pytest.warns(InputWarning, match=r"scan\.txt is left out, .* --modality says it"):
+        assert sort(tmp_path) == {"text": [str(tmp_path / "letter.txt")]}
 
 
 def test_zero_shot_options_belong_to_zero_shot(files: Path, capsys: pytest.CaptureFixture) -> None:
