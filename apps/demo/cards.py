@@ -43,6 +43,7 @@ def build(page: Page) -> None:
     again = gr.Button("Look again")
     chosen = gr.Dropdown(list(page.models.infos), value=next(iter(page.models.infos)), label="Card of")
     shown = gr.Markdown("The card appears here.", label="Card", container=True)
+    page.share(model=chosen)
     page.on(again.click, models, [], [table, said], "models")
     page.on(chosen.change, card, chosen, shown, "card")
     context = gr.context.Context.root_block

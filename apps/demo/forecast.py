@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polysense.apps.demo.drawings import whole
+from polysense.apps.demo.fitting import Run
 from polysense.apps.demo.page import UPLOAD, Page, file_only, need
 from polysense.core.predictions import Series
 from polysense.data.table import read_table
@@ -33,20 +34,26 @@ def build(page: Page) -> None:
         return (gr.Dropdown([FOUND, *times], value=FOUND),
                 gr.Dropdown(found.names, value=found.names[:2]))  # fmt: skip
 
-    def answer(table: str, model: str, time: str, values: Sequence[str], horizon: float) -> tuple[Any, ...]:
+    def answer(table: str, model: str, time: str, values: Sequence[str], horizon: float) -> Iterator[Any]:
         """Forecasts columns of a table."""
         pipeline = page.models.get(model)
         frames = read_series_all(need(table, "table"), time=None if time in (FOUND, None, "") else time,
                                  columns=list(values) or None)  # fmt: skip
-        found = page.models.ask(pipeline, frames[0], horizon=int(horizon))
+        run = Run(lambda told: page.models.ask(pipeline, frames[0], told.working, horizon=int(horizon)))
+        for seconds in run.ticks():
+            yield gr.skip(), f"**{seconds:.0f} s** so far", gr.skip(), gr.skip()
+        found = run.result
         first = found.predictions[0]
         assert isinstance(first, Series), "a forecaster answers with series"
         others = f"  \nthe first of {len(frames)} series in the file" if len(frames) > 1 else ""
         path = page.file("forecast.csv")
         frame = first.to_frame()
         frame.to_csv(path)
-        return (whole(first, None, "time_series"), page.facts(found, model) + others, str(path),
-                frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
+        yield (whole(first, None, "time_series"), page.facts(found, model) + others, str(path),
+               frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
+
+    def example(table: str, time: str, values: Sequence[str], model: str, horizon: float) -> Iterator[Any]:
+        yield from answer(table, model, time, values, horizon)
 
     with gr.Row():
         with gr.Column(min_width=300) as left:
@@ -56,7 +63,9 @@ def build(page: Page) -> None:
             values = gr.Dropdown([], value=[], multiselect=True, label="Columns to forecast (none: all)",
                                  allow_custom_value=True)  # fmt: skip
             horizon = gr.Slider(1, MOST_STEPS, 48, step=1, label="Steps")
-            ask = gr.Button("Forecast", variant="primary")
+            with gr.Row():
+                ask = gr.Button("Forecast", variant="primary")
+                end = gr.Button("Stop")
         with gr.Column(min_width=300):
             facts = gr.Markdown("The forecast appears here.", label="Answer", container=True)
             picture = page.picture("Forecast")
@@ -66,7 +75,8 @@ def build(page: Page) -> None:
     inputs, outputs = [table, model, time, values, horizon], [picture, facts, download, numbers]
     page.on(table.change, columns, table, [time, values], "forecast_columns")
     with left:
-        page.examples([(page.example("energy.csv"), FOUND, ["load", "price"])], [table, time, values],
-                      lambda table, time, values, model, horizon: answer(table, model, time, values, horizon), outputs,
-                      [model, horizon])  # fmt: skip
-    page.on(ask.click, answer, inputs, outputs, "forecast")
+        row = (page.example("energy.csv"), FOUND, ["load", "price"])
+        shown = page.examples([row], [table, time, values], example, outputs, [model, horizon])
+    asked = page.on(ask.click, answer, inputs, outputs, "forecast")
+    page.stops(end, asked, shown)
+    page.share(model=model, horizon=horizon)
