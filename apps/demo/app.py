@@ -23,10 +23,11 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-# No wider than is easy to read; files that are not made yet take little room.
+# No wider than is easy to read; files that are not made yet take little room; long names of classes are broken.
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
 .made .empty {min-height: 90px !important}
+.output-class {overflow-wrap: anywhere}
 """
 
 

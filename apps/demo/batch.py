@@ -44,8 +44,7 @@ def build(page: Page) -> None:
             model = gr.Dropdown(choices, value=page.models.of_task("image-classification"), label="Model")
             ending = gr.Radio(list(ENDINGS), value=ENDINGS[0], label="Kind of the answers' file")
             with gr.Row():
-                ask = gr.Button("Answer all", variant="primary")
-                end = gr.Button("Stop")
+                ask, end = page.buttons("Answer all", "Stop")
         with gr.Column(min_width=300):
             told = gr.Markdown("How many were answered appears here.", label="Answers", container=True)
             download = gr.File(label="Answers to download", file_count="multiple", interactive=False,

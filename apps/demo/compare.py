@@ -73,14 +73,20 @@ def build(page: Page) -> None:
                           gr.Dropdown(kinds, value=AUTO, label=f"{title}: what the file is")]  # fmt: skip
     measure = gr.Button("Compare", variant="primary")
     with gr.Row():
-        cosine = gr.Number(label="Cosine", interactive=False, min_width=120, scale=1)
+        cosine = gr.Number(label="Cosine", precision=3, interactive=False, min_width=120, scale=1)
         said = gr.Markdown("Kinds differ in how near they lie to words at all: compare like with like.",
                            label="Comparison", container=True)  # fmt: skip
     rain, clock, lion = (page.example(file) for file in ("rain.wav", "clock.wav", "lion.jpg"))
     rows = [(rain, "", None, "rain on a roof"), (rain, "", clock, ""), (lion, "", None, "a lion"),
             (lion, "", None, "a bicycle"), (None, "showers before noon", None, "weather")]  # fmt: skip
     filled = [sides[0], sides[1], sides[3], sides[4]]
-    page.examples(rows, filled, lambda a, b, c, d: compare(a, b, AUTO, c, d, AUTO)[:2], [cosine, said], columns=None)
+    page.examples(
+        rows,
+        filled,
+        lambda a, b, c, d: compare(a, b, AUTO, c, d, AUTO)[:2],
+        [cosine, said],
+        titles=[_versus(one[:2], one[2:]) for one in rows],
+    )
     own = gr.State([], time_to_live=KEPT)
     page.on(measure.click, compare, [*sides, own], [cosine, said, own], "compare")
 
@@ -100,7 +106,7 @@ def build(page: Page) -> None:
     with left:
         asked = [(rain, ""), (lion, ""), (page.example("chair.ply"), ""), (None, "a storm at sea")]
         page.examples(asked, near[:2], lambda a, b, k: neighbours(a, b, AUTO, k)[:2], [found, told], [top_k],
-                      columns=None)  # fmt: skip
+                      titles=[_called(*one) for one in asked])  # fmt: skip
     page.on(look.click, neighbours, [*near, top_k, own], [found, told, own], "neighbours")
 
     gr.Markdown("### Name it by your own words")
@@ -121,9 +127,18 @@ def build(page: Page) -> None:
     outputs = [classes, facts, record]
     shown = [(rain, "", "rain, dog barking, piano, speech"), (lion, "", "lion, fish, bicycle, cup of coffee"),
              (None, "Frost in the valleys, and a cold wind.", "weather, sports, cooking, politics")]  # fmt: skip
-    page.examples(shown, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs, columns=None)
+    page.examples(shown, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs,
+                  titles=[f"{_called(*one[:2])}: {one[2]}" for one in shown])  # fmt: skip
     page.share(top_k=top_k, labels=labels, none=none)
     page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name")
+
+
+def _called(file: str | None, words: str) -> str:
+    return Path(file).name if file else f"“{words}”"
+
+
+def _versus(one: Sequence[Any], other: Sequence[Any]) -> str:
+    return f"{_called(*one)} and {_called(*other)}"
 
 
 def _input(file: str | None, words: str | None, kind: str) -> tuple[Any, str]:

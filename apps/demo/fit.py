@@ -51,15 +51,14 @@ def build(page: Page) -> None:
 
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = file_only(gr.File(label=f"Zip of one folder per class, at most {MOST_EXAMPLES} files",
+            archive = file_only(gr.File(label=f"Zip of class folders, at most {MOST_EXAMPLES} files",
                                         file_types=[".zip"], height=UPLOAD))  # fmt: skip
             kind = gr.Radio(list(KINDS), value="images", label="What the files are")
             method = gr.Radio(list(METHODS), value="probe", label="What learns", info=SAYS)
             epochs = gr.Slider(0, MOST_EPOCHS, 5, step=1, label="Epochs, at most")
             minutes = gr.Slider(0.5, MOST_MINUTES, 2, step=0.5, label="Minutes of them, at most")
             with gr.Row():
-                start = gr.Button("Fit", variant="primary")
-                stop = gr.Button("Cancel")
+                start, stop = page.buttons("Fit", "Cancel")
         with gr.Column(min_width=300):
             told = gr.Markdown("How far it is appears here.", label="Fit", container=True)
             found = gr.Markdown("What the check of the data finds appears here.", label="Data", container=True)
@@ -67,7 +66,7 @@ def build(page: Page) -> None:
                 scored = gr.LinePlot(x="epoch", y="value", label="Validation", y_title="validation", height=220)
                 lost = gr.LinePlot(x="epoch", y="value", label="Training loss", y_title="loss", height=220)
             metrics = gr.JSON(label="Metrics on the validation part")
-            pictures = gr.Gallery(label="Card", columns=2, height=320, object_fit="contain")
+            pictures = gr.Gallery(label="Card", columns=2, height="max-content", object_fit="contain")
             download = gr.File(label="The model, as a zip of its bundle", interactive=False, elem_classes="made")
             model = gr.Textbox(label="Its name in the other tabs: whoever knows it can use it", interactive=False)
     pickers = _pickers(page)
@@ -97,7 +96,8 @@ def curves(task: str, epochs: Sequence[Epoch]) -> tuple[pd.DataFrame, pd.DataFra
     name = TASKS[task].metric
     scored = [(one.number, one.metrics[name]) for one in epochs]
     lost = [(one.number, one.loss) for one in epochs if one.loss is not None]
-    first, second = (pd.DataFrame(rows, columns=["epoch", "value"]) for rows in (scored, lost))
+    # Numbers even where there are none yet: or else the axes would take what follows for names.
+    first, second = (pd.DataFrame(rows, columns=["epoch", "value"], dtype=float) for rows in (scored, lost))
     return first, second
 
 

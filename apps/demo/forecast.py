@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polysense.apps.demo.drawings import whole
+import numpy as np
+
 from polysense.apps.demo.fitting import Run
 from polysense.apps.demo.page import UPLOAD, Page, file_only, need
+from polysense.apps.pictures import show_forecast
 from polysense.core.predictions import Series
 from polysense.data.table import read_table
 from polysense.data.time_series import read_series_all
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
 FOUND = "found by itself"
 MOST_STEPS = 720
+WIDTH, EDGES, STRIP = 5.4, 1.0, 1.6  # inches: of the picture, above and below, of each variate
 
 
 def build(page: Page) -> None:
@@ -49,8 +56,8 @@ def build(page: Page) -> None:
         path = page.file("forecast.csv")
         frame = first.to_frame()
         frame.to_csv(path)
-        yield (whole(first, None, "time_series"), page.facts(found, model) + others, str(path),
-               frame.reset_index().astype({frame.index.name: str}))  # fmt: skip
+        yield (drawn(first), page.facts(found, model) + others, str(path),
+               rounded(frame).reset_index().astype({frame.index.name: str}))  # fmt: skip
 
     def example(table: str, time: str, values: Sequence[str], model: str, horizon: float) -> Iterator[Any]:
         yield from answer(table, model, time, values, horizon)
@@ -64,8 +71,7 @@ def build(page: Page) -> None:
                                  allow_custom_value=True)  # fmt: skip
             horizon = gr.Slider(1, MOST_STEPS, 48, step=1, label="Steps")
             with gr.Row():
-                ask = gr.Button("Forecast", variant="primary")
-                end = gr.Button("Stop")
+                ask, end = page.buttons("Forecast", "Stop")
         with gr.Column(min_width=300):
             facts = gr.Markdown("The forecast appears here.", label="Answer", container=True)
             picture = page.picture("Forecast")
@@ -80,3 +86,22 @@ def build(page: Page) -> None:
     asked = page.on(ask.click, answer, inputs, outputs, "forecast")
     page.stops(end, asked, shown)
     page.share(model=model, horizon=horizon)
+
+
+def rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as they are read, not as they are computed with."""
+    return frame.map(lambda value: float(f"{value:.5g}"))
+
+
+def drawn(forecast: Series) -> Image:
+    """History, forecast and bands in one picture, whose letters can be read on a phone too."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    height = EDGES + STRIP * min(len(forecast.names), 4)
+    figure = Figure(figsize=(WIDTH, height), dpi=170, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    show_forecast(figure, forecast, beside=2)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

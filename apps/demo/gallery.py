@@ -71,7 +71,7 @@ class Gallery:
             kinds, names, vectors = zip(*own, strict=True)
             mine.add_vectors(np.stack(vectors), names, list(kinds))
         rows = []
-        for kind in (*nameable(), WORD):
+        for kind in (WORD, *nameable()):
             found = [(one, OURS) for one in known.search(vector, k, kind)[0]]
             if any(kind == one for one, _, _ in own):
                 found += [(one, YOURS) for one in mine.search(vector, k, kind)[0]]

@@ -91,7 +91,7 @@ class Page:
 
     def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
                  outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
-                 columns: Sequence[int] | None = (0,), **options: Any) -> Any:  # fmt: skip
+                 titles: Sequence[str] | None = None, **options: Any) -> Any:  # fmt: skip
         """A row of examples; a click fills the inputs and answers, the second time from memory.
 
         Args:
@@ -101,7 +101,7 @@ class Page:
             outputs: Where the answer goes.
             also: Further inputs, which stay as they are.
             label: Over the row.
-            columns: Inputs that are shown of each example; None: all.
+            titles: What each example is called; None: as its first input.
             options: Of the event, as for `on`.
 
         Returns:
@@ -110,9 +110,15 @@ class Page:
         import gradio as gr
 
         shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private",
-                            visible_columns=None if columns is None else list(columns))  # fmt: skip
+                            visible_columns=[0], example_labels=None if titles is None else list(titles))  # fmt: skip
         known = self.remembered.answering(act, rows, len(also), lambda name: self.models.fitted.get(name) is not None)
         return self.on(shown.load_input_event.then, known, [*inputs, *also], list(outputs), None, **options)
+
+    def buttons(self, begin: str, end: str) -> tuple[Any, Any]:
+        """What begins something, and a smaller button that ends it: side by side on a phone too."""
+        import gradio as gr
+
+        return gr.Button(begin, variant="primary", min_width=140, scale=3), gr.Button(end, min_width=80, scale=1)
 
     def stops(self, button: Any, *events: Any) -> None:
         """A button that ends what was begun: what waits leaves the queue, what computes ends before its next batch."""

@@ -15,7 +15,7 @@ from polysense.data.writers import open_writer
 from polysense.importance import Importances
 from polysense.pipeline import Pipeline
 from polysense.training.examples import Examples
-from polysense.training.importance import examples_importance
+from polysense.training.importance import SMALLER_IS_BETTER, examples_importance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +26,7 @@ SHOWN = 200  # rows of answers on the page
 MANY = 20  # a column of more different numbers than this is a quantity, not a class
 TOGETHER = 256  # rows are short sequences
 WEIGHING = 6.0  # seconds in which the columns are weighed, about
-BARS = 20  # columns in the picture; the table has all
-WORTH = ("What the metric loses on the rows held out when a column is shuffled, mean and deviation over some times. "
-         "Columns that tell the same stand in for each other.")  # fmt: skip
+BARS = 20  # columns with a bar; the table has all
 AUTO, CLASS, NUMBER = "by its values", "a class", "a number"
 
 
@@ -91,16 +89,14 @@ def build(page: Page) -> None:
             target = gr.Dropdown([], label="Column to predict", allow_custom_value=True)
             kind = gr.Radio([AUTO, CLASS, NUMBER], value=AUTO, label="What that column is")
             with gr.Row():
-                start = gr.Button("Fit", variant="primary")
-                stop = gr.Button("Cancel")
+                start, stop = page.buttons("Fit", "Cancel")
         with gr.Column(min_width=300):
             told = gr.Markdown("The metric on rows that were held out appears here.", label="Fit", container=True)
-            chart = gr.BarPlot(label="What the columns are worth", x="column", y="lost", sort="-y", height=260,
-                               x_title="", y_title="lost", x_label_angle=-40, tooltip="all")  # fmt: skip
+            shares = gr.Label(label="What the columns are worth", num_top_classes=BARS, show_heading=False)
             with gr.Accordion("What the columns are worth, as a table", open=False):
-                gr.Markdown(WORTH)
-                worth = gr.Dataframe(headers=["column", "lost", "±"], label="What the columns are worth",
-                                     interactive=False, max_height=300)  # fmt: skip
+                worth = gr.Dataframe(headers=["column", "worth", "±"], label="What the columns are worth",
+                                     interactive=False, max_height=300,
+                                     column_widths=["50%", "25%", "25%"])  # fmt: skip
             with gr.Accordion("All metrics", open=False):
                 metrics = gr.JSON(label="Metrics", show_label=False)
     gr.Markdown("### 2 · Predict new rows")
@@ -110,15 +106,14 @@ def build(page: Page) -> None:
             names = page.models.names("tabular", ("classification", "multilabel", "regression"))
             model = gr.Dropdown([FITTED, *names], value=FITTED, label="Model")
             with gr.Row():
-                ask = gr.Button("Predict", variant="primary")
-                end = gr.Button("Stop")
+                ask, end = page.buttons("Predict", "Stop")
         with gr.Column(min_width=300):
             count = gr.Markdown("The answers appear here.", label="Answer", container=True)
             first = gr.Label(label="First row")
             answers = gr.Dataframe(headers=["row", "answer", "confidence"], label="Answers", interactive=False,
                                    max_height=300)  # fmt: skip
             download = gr.File(label="All answers as CSV", interactive=False, elem_classes="made")
-    learnt, outputs = [fitted, told, metrics, model, chart, worth], [answers, download, count, first]
+    learnt, outputs = [fitted, told, metrics, model, shares, worth], [answers, download, count, first]
     page.share(kind=kind, model=model)
     page.on(table.change, columns, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], learnt, "fit_table", **ONE_FIT)
@@ -130,7 +125,15 @@ def build(page: Page) -> None:
                       "Example: wines and their cultivar; one click fits", **ONE_FIT)  # fmt: skip
     with below:
         shown = [(new, FITTED)] + [(page.example("people.csv"), name) for name in names if name == "adult"]
-        example = page.examples(shown, [rows, model], predict, outputs, [fitted], "Examples: one click predicts", None)
+        example = page.examples(
+            shown,
+            [rows, model],
+            predict,
+            outputs,
+            [fitted],
+            "Examples: one click predicts",
+            [f"{Path(rows).name} by {name}" for rows, name in shown],
+        )
     page.stops(end, asked, example)
 
 
@@ -164,7 +167,10 @@ class Weighing(Watched):
 
     def measured(self, pipeline: Pipeline, validation: Examples) -> None:
         self.now = "weighing the columns"
-        self.metric, self.found = examples_importance(pipeline, validation, seconds=WEIGHING)
+        kind = pipeline.task.kind
+        # The rows are few, and of few rows accuracy often stays what it is; of a loss each answer moves a little.
+        metric = "log_loss" if kind == "classification" and "log_loss" in pipeline.metrics else None
+        self.metric, self.found = examples_importance(pipeline, validation, metric, seconds=WEIGHING)
 
 
 def learn(task: str, table: str, target: str, told: Watched) -> Pipeline:
@@ -179,17 +185,18 @@ def learn(task: str, table: str, target: str, told: Watched) -> Pipeline:
 
 
 def weights(watched: Weighing) -> tuple[Any, Any]:
-    """The picture of what the columns are worth, and the table."""
+    """What each column is worth, as a share of what all are, and in numbers."""
     import gradio as gr
-    import pandas as pd
 
     found = watched.found
     assert found is not None, "a fit has measured before it ends"
-    rows = [(one.column, round(one.mean, 4), round(one.spread, 4)) for one in found.columns]
-    frame = pd.DataFrame(rows[:BARS], columns=["column", "lost", "spread"])
-    more = f", the first {BARS} of {len(rows)}" if len(rows) > BARS else ""
-    label = f"What the columns are worth: {watched.metric} lost without each, on {found.rows} rows held out{more}"
-    return gr.BarPlot(frame, label=label), [list(row) for row in rows]
+    name = watched.metric.replace("_", " ")
+    much = f"how much {name} grows" if watched.metric in SMALLER_IS_BETTER else f"how much of {name} is lost"
+    label = f"What the columns are worth: {much} when each is shuffled, on {found.rows} rows held out"
+    total = sum(max(one.mean, 0.0) for one in found.columns)
+    bars = {one.column: max(one.mean, 0.0) / total for one in found.columns} if total else {}
+    rows = [[one.column, round(one.mean, 4), round(one.spread, 4)] for one in found.columns]
+    return gr.update(value=bars, label=label), gr.update(value=rows, label=label)
 
 
 def wines(page: Page) -> tuple[str, str]:
