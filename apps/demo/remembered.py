@@ -13,6 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ class Remembered:
                 if (found := self._find(place)) is not None:
                     yield found
                     return
-                step = None
+                last = None
                 for step in act(*arguments):
+                    last = None if place is None else self._read(step)  # before Gradio takes it apart
                     yield step
-                self._keep(place, step)
+                self._keep(place, last)
 
             return follow
 
@@ -88,7 +90,8 @@ class Remembered:
             place = key(arguments)
             found = self._find(place)
             if found is None:
-                self._keep(place, found := act(*arguments))
+                found = act(*arguments)
+                self._keep(place, None if place is None else self._read(found))
             return found
 
         return run
@@ -111,43 +114,45 @@ class Remembered:
                 return None
             self._kept.move_to_end(place)
             answers = self._kept[place]
-        return tuple(map(self._written, answers))
+        return self._written(answers)
 
     def _keep(self, place: tuple[Any, ...] | None, answers: Any) -> None:
-        if place is None or not isinstance(answers, tuple):
-            return
-        kept = tuple(map(self._read, answers))
-        if sum(map(_size, kept)) > LARGEST:
+        if place is None or not isinstance(answers, tuple) or _size(answers) > LARGEST:
             return
         with self._lock:
-            self._kept[place] = kept
+            self._kept[place] = answers
             while len(self._kept) > self.most:
                 self._kept.popitem(last=False)
 
     def _read(self, value: Any) -> Any:
-        """What an answer holds, in place of a file what stands in it."""
-        if isinstance(value, list):
-            return [self._read(one) for one in value]
+        """What an answer holds, in place of a file what stands in it; Gradio changes the containers it is given."""
         if isinstance(value, str) and (self.folder / UPLOADED) in Path(value).parents:
             return _File(Path(value).name, Path(value).read_bytes())
-        return value
+        return _within(value, self._read)
 
     def _written(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._written(one) for one in value]
         if isinstance(value, _File):
             path = fresh(self.folder, value.name)
             path.write_bytes(value.content)
             return str(path)
-        return value
+        return _within(value, self._written)
 
 
+@dataclass(frozen=True, slots=True)
 class _File:
-    def __init__(self, name: str, content: bytes) -> None:
-        self.name, self.content = name, content
+    name: str
+    content: bytes
+
+
+def _within(value: Any, act: Callable[[Any], Any]) -> Any:
+    """A container of the same kind with `act` of what it holds; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [*map(act, value)] if isinstance(value, list) else (*map(act, value),)
+    return {name: act(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, list):
+    """Bytes of the files in an answer."""
+    if isinstance(value, list | tuple):
         return sum(map(_size, value))
     return len(value.content) if isinstance(value, _File) else 0

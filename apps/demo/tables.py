@@ -36,7 +36,7 @@ def build(page: Page) -> None:
 
     runs = Runs()
 
-    def columns(table: str) -> Any:
+    def columns_of(table: str) -> Any:
         """The columns of a table."""
         names = [str(name) for name in read_table(table).columns] if table else []  # none: it was taken away
         return gr.Dropdown(names, value=names[-1] if names else None)
@@ -51,10 +51,11 @@ def build(page: Page) -> None:
                 yield gr.skip(), f"**{seconds:.0f} s** · {plain(page.bare(watched.now))}", *[gr.skip()] * 4
         done = page.models.watched(run.result)
         measured = ", ".join(f"{name} {value:.3f}" for name, value in done.metrics.items() if name in METRICS)
-        told = (f"**Fitted in {run.seconds:.0f} s.** On the rows held out: {measured}.  \n"
+        worth, *columns = weights(watched)
+        told = (f"**Fitted in {run.seconds:.0f} s.** On the rows held out: {measured}. {worth}  \n"
                 "Now predict new rows below.")  # fmt: skip
         metrics = {name: round(float(value), 6) for name, value in done.metrics.items()}
-        yield done, told, metrics, FITTED, *weights(watched)
+        yield done, told, metrics, FITTED, *columns
 
     @visited
     def cancel(request: Any) -> None:
@@ -92,7 +93,7 @@ def build(page: Page) -> None:
                 start, stop = page.buttons("Fit", "Cancel")
         with gr.Column(min_width=300):
             told = gr.Markdown("The metric on rows that were held out appears here.", label="Fit", container=True)
-            shares = gr.Label(label="What the columns are worth", num_top_classes=BARS, show_heading=False)
+            shares = gr.Label(label="What the columns are worth, in shares", num_top_classes=BARS, show_heading=False)
             with gr.Accordion("What the columns are worth, as a table", open=False):
                 worth = gr.Dataframe(headers=["column", "worth", "±"], label="What the columns are worth",
                                      interactive=False, max_height=300,
@@ -115,7 +116,7 @@ def build(page: Page) -> None:
             download = gr.File(label="All answers as CSV", interactive=False, elem_classes="made")
     learnt, outputs = [fitted, told, metrics, model, shares, worth], [answers, download, count, first]
     page.share(kind=kind, model=model)
-    page.on(table.change, columns, table, target, "table_columns")
+    page.on(table.change, columns_of, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], learnt, "fit_table", **ONE_FIT)
     page.on(stop.click, cancel, [], [], "cancel_table", queue=False)
     asked = page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table")
@@ -184,19 +185,16 @@ def learn(task: str, table: str, target: str, told: Watched) -> Pipeline:
     return polysense.fit(task, Path(table), target=target, progress=told, cache=False)
 
 
-def weights(watched: Weighing) -> tuple[Any, Any]:
-    """What each column is worth, as a share of what all are, and in numbers."""
-    import gradio as gr
-
+def weights(watched: Weighing) -> tuple[str, dict[str, float], list[list[Any]]]:
+    """What each column is worth: in what, as a share of what all are, and in numbers."""
     found = watched.found
     assert found is not None, "a fit has measured before it ends"
     name = watched.metric.replace("_", " ")
-    much = f"how much {name} grows" if watched.metric in SMALLER_IS_BETTER else f"how much of {name} is lost"
-    label = f"What the columns are worth: {much} when each is shuffled, on {found.rows} rows held out"
+    much = f"how much {name} grows" if watched.metric in SMALLER_IS_BETTER else f"how much {name} falls"
     total = sum(max(one.mean, 0.0) for one in found.columns)
     bars = {one.column: max(one.mean, 0.0) / total for one in found.columns} if total else {}
     rows = [[one.column, round(one.mean, 4), round(one.spread, 4)] for one in found.columns]
-    return gr.update(value=bars, label=label), gr.update(value=rows, label=label)
+    return f"A column is worth {much} on these {found.rows} rows when it is shuffled.", bars, rows
 
 
 def wines(page: Page) -> tuple[str, str]:
