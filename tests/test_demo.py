@@ -33,7 +33,8 @@ from polysense.data.limits import Limits, limited, limits
 gradio_client = pytest.importorskip("gradio_client")
 ENDPOINTS = {"/image", "/audio", "/video", "/point_cloud", "/forecast_columns", "/forecast", "/table_columns",
              "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models",
-             "/card", "/image_looked", "/audio_looked", "/point_cloud_looked"}  # fmt: skip
+             "/card", "/image_looked", "/audio_looked", "/point_cloud_looked",
+             "/cancel_table", "/neighbours"}  # fmt: skip
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 
 
@@ -173,7 +174,7 @@ def test_a_table_is_fitted_and_predicted(demo: Demo, tmp_path: Path) -> None:
     assert demo("/table_columns", given(tmp_path / "learn.csv"))["value"] == "grown"
     before = demo.fault("/predict_table", given(tmp_path / "new.csv"), "the one fitted here")
     assert "none was fitted on this page" in before
-    told, metrics, _ = demo("/fit_table", given(tmp_path / "learn.csv"), "grown", "by its values")
+    told, metrics, *_ = demo("/fit_table", given(tmp_path / "learn.csv"), "grown", "by its values")
     assert metrics["accuracy"] > 0.8 and "held out" in told
     answers, file, count, first = demo("/predict_table", given(tmp_path / "new.csv"), "the one fitted here")
     written = pd.read_csv(file)

@@ -23,10 +23,11 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-# No wider than is easy to read; files that are not made yet take little room.
+# No wider than is easy to read; files that are not made yet take little room; long names of classes are broken.
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
 .made .empty {min-height: 90px !important}
+.output-class {overflow-wrap: anywhere}
 """
 
 
@@ -36,9 +37,15 @@ def compose(page: Page) -> Any:
 
     with gr.Blocks(title="polysense", analytics_enabled=False, delete_cache=UPLOADS, fill_width=True) as blocks:
         gr.Markdown(TITLE)
-        for name, module in TABS.items():
-            with gr.Tab(name, id=module):
-                import_module(f"polysense.apps.demo.{module}").build(page)
+        parts: dict[str, Any] = {}
+        with gr.Tabs() as tabs:
+            for name, module in TABS.items():
+                page.tab = module
+                with gr.Tab(name, id=module) as parts[module]:
+                    import_module(f"polysense.apps.demo.{module}").build(page)
+        for module in parts:
+            page.links.add(module, {})  # a link may name a tab where nothing is chosen
+        page.links.wire(blocks, tabs, parts)
     return blocks.queue(max_size=QUEUE, api_open=True, default_concurrency_limit=page.options.concurrency)
 
 
@@ -56,9 +63,10 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
 
         models = Models(options.bundles, options.batch, options.concurrency)
         with limited(**for_visitors(options.max_mb)):
-            blocks = compose(Page(models, folder, options, log))
+            page = Page(models, folder, options, log)
+            blocks = compose(page)
             try:
-                yield blocks, _launch(blocks, options, models, folder)
+                yield blocks, _launch(blocks, page)
             finally:
                 blocks.close(verbose=False)
 
@@ -87,18 +95,19 @@ def serve(options: Options) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
+def _launch(blocks: Any, page: Page) -> str:
     """Starts the server; its address."""
     from fastapi.routing import APIRoute
     from gradio.themes import Default
 
+    options, models, folder = page.options, page.models, page.folder
     try:
         _, local, shared = blocks.launch(
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS, theme=Default(font=FONTS),
+            footer_links=["api", "settings"], css=CSS, head=page.links.script(), theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
         )  # fmt: skip
     except OSError as error:

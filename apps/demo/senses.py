@@ -62,6 +62,7 @@ def build(
                 looked.build(page, name, modality, file, model)
             with gr.Accordion("The answer as JSON", open=False):
                 record = gr.JSON(label="Record", show_label=False)
+    page.share(model=model, top_k=top_k)
     inputs, outputs = [file, model, top_k], [picture, classes, facts, record]
     with left:
         rows = [(page.example(example), page.models.of_task(task)) for example, task in examples]
