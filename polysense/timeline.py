@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from polysense.core.errors import InputError
 from polysense.core.predictions import Labels
-from polysense.core.types import Sample
+from polysense.data.video import video_duration
 from polysense.pipeline import Pipeline
 from polysense.tokenizers.audio import AudioTokenizer
 from polysense.tokenizers.video import VideoTokenizer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SHARE, SHORTEST, LONGEST = 1 / 3, 0.5, 2.0  # of the recording, and seconds, that a window usually lasts
 MOST = 100  # windows
+DENSER = 2  # frames that are read of a film for each that a window shows: windows begin between frames, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def timeline(
             is shorter is one window.
         step: Seconds from one window to the next, at most, and no more than a window; None: half a window. The first
             window begins with the recording, the last one ends with it.
-        most: Windows, at most. Where a recording would have more, windows and steps grow in proportion.
+        most: Windows, at most. Where there would be more, they overlap less, then they are longer.
         batch_size: Sequences that run together.
 
     Raises:
@@ -124,12 +125,16 @@ def timeline(
             number are not positive.
     """
     check_asked(pipeline, window, step, most)
-    # A film is read with all frames that its windows may want, before anyone knows how long it is.
-    share = 0.5 if step is None else 1.0 if window is None else min(step / window, 1.0)
-    sample = _read(pipeline.tokenizer, source, 1 + (most - 1) * share)
-    duration, tokenizer = float(sample.meta["duration"]), cast(Any, pipeline.tokenizer)
-    length = min(max(SHARE * duration, SHORTEST), LONGEST) if window is None else window
-    spans = spans_of(duration, length, length / 2 if step is None else step, most)
+    tokenizer: Any = pipeline.tokenizer
+    if isinstance(tokenizer, VideoTokenizer):  # which must know how densely to read
+        duration = video_duration(source)
+        length = float(np.ptp(spans_of(duration, window, step, most)[0]))
+        assert tokenizer.config.frames is not None
+        sample = tokenizer.read(source, ceil(DENSER * tokenizer.config.frames * duration / length - 1e-6))
+    else:
+        sample = tokenizer.read(source)
+    duration = float(sample.meta["duration"])
+    spans = spans_of(duration, window, step, most)
     windows = (tokenizer.stretch(sample, *span) for span in spans.tolist())
     names, scores = _table(pipeline.answer([tokenizer.split(one) for one in windows], batch_size))
     return Timeline(spans, names, scores, duration, sample.source)
@@ -149,24 +154,17 @@ def check_asked(pipeline: Pipeline, window: float | None = None, step: float | N
         raise InputError(f"most {most}", "there is at least one window", "give 1 or more")
 
 
-def spans_of(duration: float, window: float, step: float, most: int) -> Float[np.ndarray, "w 2"]:
-    """Windows over a recording from its beginning to its end, evenly spaced."""
-    window = min(window, duration)
-    share = min(step / window, 1.0)  # a longer step would leave gaps between windows
-    count = 1 + ceil((duration - window) / (share * window) - 1e-6)
-    if count > most:
-        count = most
-        window = duration / (1 + (most - 1) * share)
-    begins = np.linspace(0, duration - window, count)
-    return np.stack([begins, begins + window], 1)
-
-
-def _read(tokenizer: Any, source: Any, reach: float) -> Sample:
-    """The whole recording; a film with as many frames as `reach` windows hold, one after another."""
-    if not isinstance(tokenizer, VideoTokenizer):
-        return tokenizer.read(source)
-    assert tokenizer.config.frames is not None
-    return tokenizer.read(source, ceil(reach * tokenizer.config.frames))
+def spans_of(
+    duration: float, window: float | None = None, step: float | None = None, most: int = MOST
+) -> Float[np.ndarray, "w 2"]:
+    """Windows over a recording from its beginning to its end, evenly spaced; see `timeline`."""
+    usual = min(max(SHARE * duration, SHORTEST), LONGEST)
+    # Of more windows than there may be, each is long enough for all to reach from beginning to end.
+    length = min(max(usual if window is None else window, duration / most), duration)
+    step = min(length / 2 if step is None else step, length)  # a longer one would leave gaps
+    count = min(1 + ceil((duration - length) / step - 1e-6), most)
+    begins = np.linspace(0, duration - length, count)
+    return np.stack([begins, begins + length], 1)
 
 
 def _table(answers: Sequence[Any]) -> tuple[list[str], Float[np.ndarray, "w c"]]:

@@ -17,7 +17,7 @@ from polysense.apps import cli
 from polysense.apps.examples import MAKERS
 from polysense.apps.timeline import draw_timeline
 from polysense.core.errors import InputError
-from polysense.data.video import read_video
+from polysense.data.video import read_video, video_duration
 from polysense.timeline import Timeline, spans_of, timeline
 
 RATE = 16_000
@@ -97,12 +97,12 @@ def test_stretches_of_film_are_read_as_their_own_film(build: Callable[..., Any],
 def test_a_window_of_a_film_is_answered_as_its_own_film(tmp_path: Path) -> None:
     MAKERS["shapes.mp4"](tmp_path / "shapes.mp4")
     pipeline, frames = polysense.load("clips101"), read_video(tmp_path / "shapes.mp4", 72).frames
-    found = timeline(pipeline, frames, window=1.0, step=0.5)
-    assert found.duration == pytest.approx(72 / 25) and len(found.spans) == 5
+    found = timeline(pipeline, frames, window=0.48, step=0.48)
+    assert found.duration == pytest.approx(72 / 25) and len(found.spans) == 6
     for (begin, end), row in zip(found.spans[[0, -1]], found.scores[[0, -1]], strict=True):
         alone = pipeline(frames[round(begin * 25) : round(end * 25)])[0]
         np.testing.assert_allclose(row, scores_of(alone, found.names), atol=1e-4)
-    single = timeline(pipeline, frames, window=1.0, step=0.5, batch_size=1).to_frame()
+    single = timeline(pipeline, frames, window=0.48, step=0.48, batch_size=1).to_frame()
     np.testing.assert_allclose(single[list(found.names)], found.scores, atol=1e-5)
     assert np.ptp(found.scores, axis=0).max() > 0.01
 
@@ -171,6 +171,16 @@ def test_windows_cover_it_all(duration: float, window: float, step: float, most:
     assert len(spans) == count and spans[0, 0] == 0 and spans[-1, 1] == pytest.approx(duration)
     assert np.allclose(np.ptp(spans, axis=1), np.ptp(spans[0])) and np.ptp(spans[0]) >= min(window, duration) - 1e-9
     assert (spans[1:, 0] <= spans[:-1, 1] + 1e-9).all()
+    if count > 1:
+        assert np.ptp(spans[0]) == pytest.approx(max(window, duration / most))
+
+
+def test_the_length_of_films_is_known_before_they_are_read(tmp_path: Path) -> None:
+    MAKERS["shapes.mp4"](tmp_path / "shapes.mp4")
+    assert video_duration(tmp_path / "shapes.mp4") == pytest.approx(3.0, abs=0.02)
+    assert video_duration(film(50)) == video_duration(list(film(50))) == 2.0
+    with (tmp_path / "shapes.mp4").open("rb") as file:
+        assert video_duration(file) == pytest.approx(3.0, abs=0.02) and read_video(file, 4).frames.shape[0] == 4
 
 
 def test_runs_and_moments() -> None:
