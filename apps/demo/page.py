@@ -70,7 +70,7 @@ class Page:
 
     def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
                  outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
-                 columns: Sequence[int] | None = (0,)) -> None:  # fmt: skip
+                 columns: Sequence[int] | None = (0,)) -> Any:  # fmt: skip
         """A row of examples; a click fills the inputs and answers.
 
         Args:
@@ -81,12 +81,15 @@ class Page:
             also: Further inputs, which stay as they are.
             label: Over the row.
             columns: Inputs that are shown of each example; None: all.
+
+        Returns:
+            The event of the answer.
         """
         import gradio as gr
 
         shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private",
                             visible_columns=None if columns is None else list(columns))  # fmt: skip
-        self.on(shown.load_input_event.then, act, [*inputs, *also], list(outputs), None)
+        return self.on(shown.load_input_event.then, act, [*inputs, *also], list(outputs), None)
 
     def example(self, name: str) -> str:
         """Path of an example file, made when it is first asked for."""
@@ -107,7 +110,8 @@ class Page:
         """Where a drawing appears: it has its own headings, which a label would hide."""
         import gradio as gr
 
-        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
+        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"],
+                        elem_classes=["drawing"])  # fmt: skip
 
     def file(self, name: str) -> Path:
         """A new path to write for a download, where Gradio deletes it as it deletes uploads."""
