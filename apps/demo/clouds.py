@@ -37,6 +37,13 @@ def build(page: Page) -> None:
         return colours_of([str(name) for name in getattr(page.models.get(model).head.config, "classes", ())])
 
     legend.build(page, tab, colours)
+    with_parts = page.models.names("point_cloud", ("segmentation",))
+
+    def shape(model: str) -> tuple[Any, ...]:
+        classes = model not in with_parts  # whose shares the legend says
+        return gr.update(visible=classes), gr.update(visible=classes)
+
+    tab.model.change(shape, tab.model, [tab.classes, tab.top_k], api_visibility="private", queue=False)
 
 
 def parts(found: Prediction) -> np.ndarray | None:

@@ -27,7 +27,7 @@ OPACITY = 55  # percent of the colours over an image, before a visitor changes i
 # coloured square, a name, a share, and a bar of it; drawings are sheets of paper, which do not glare in the dark.
 STYLE = f"""
 .found .mask:not(.active):not(.inactive) {{opacity: var(--found, {OPACITY / 100})}}
-.found .mask.faded {{opacity: 0}}
+.found .mask.faded {{opacity: 0 !important}}
 .legend {{list-style: none; margin: 0; padding: 0; display: grid; gap: 2px}}
 .legend li {{display: flex; justify-content: space-between; gap: 12px; margin: 0; padding: 3px 8px; border-radius: 4px;
   border-left: 14px solid var(--colour); background: linear-gradient(to right,
@@ -90,8 +90,7 @@ def marked(prediction: Prediction, source: Any) -> Marked:
         return picture, [(boxes_mask(prediction, name, size), name) for name in dict.fromkeys(prediction.labels)]
     if isinstance(prediction, Mask):
         index = resized(prediction.index, size)
-        names = [name for name in prediction.shares() if (index == prediction.names.index(name)).any()]
-        return picture, [((index == prediction.names.index(name)) * 1.0, name) for name in names]
+        return picture, [((index == prediction.names.index(name)) * 1.0, name) for name in prediction.shares()]
     if isinstance(prediction, Segments):
         index = resized(prediction.index, size)
         inner = 1.0 - 0.55 * border(index)  # several objects of a class stay apart

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from polysense.apps.demo.senses import Tab
 
 GREY = "#7a7f87"  # of a class that has no colour
-# Who points at a row sees that class alone; which picture is of which class only Gradio's words for the blind say.
+# Who points at a row sees that class alone: masks stand in the order of `drawings.marked`, which is the rows' number.
 POINTED = """
-const show = (row) => document.querySelectorAll('.found .mask').forEach((mask) => mask.classList.toggle('faded',
-  row !== null && mask.alt !== `segmentation mask identifying ${row.firstChild.textContent} within the uploaded file`));
+const show = (row) => document.querySelectorAll('.found .mask').forEach((mask, number) =>
+  mask.classList.toggle('faded', row !== null && row.dataset.number !== String(number)));
 element.addEventListener('pointerover', (event) => show(event.target.closest('.legend li')));
 element.addEventListener('pointerleave', () => show(null));
 """
@@ -43,7 +43,7 @@ def build(page: Page, tab: Tab, colours: Callable[[str], Mapping[str, str]]) -> 
 
 
 def legend(record: Mapping[str, Any], colours: Mapping[str, str]) -> str:
-    """HTML of an answer's classes, most of them first; nothing where it has no places.
+    """HTML of an answer's classes, by their shares or from the surest on; nothing where it has no places.
 
     Args:
         record: Of a prediction (`to_record`).
@@ -54,10 +54,10 @@ def legend(record: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     else:
         counts = Counter(str(one["label"]) for one in record.get("boxes", record.get("segments", ())))
         most = max(counts.values(), default=1)
-        rows = [(name, count / most, str(count)) for name, count in counts.most_common()]
-    lines = "".join(
-        f'<li style="--colour: {escape(colours.get(name, GREY))}; --share: {share:.4f}">'
+        rows = [(name, count / most, str(count)) for name, count in counts.items()]
+    lines = [
+        f'<li data-number="{number}" style="--colour: {escape(colours.get(name, GREY))}; --share: {share:.4f}">'
         f"<span>{escape(name)}</span><b>{value}</b></li>"
-        for name, share, value in rows
-    )
-    return f'<ul class="legend">{lines}</ul>' if rows else ""
+        for number, (name, share, value) in enumerate(rows)
+    ]
+    return f'<ul class="legend">{"".join(lines)}</ul>' if rows else ""
