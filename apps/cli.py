@@ -17,7 +17,7 @@ import typer
 from polysense.apps.cli_demo import demo
 from polysense.apps.cli_fit import cache, check_data, evaluate, fit, importance, merge, merge_encoders, pretrain
 from polysense.apps.cli_options import BatchSize, Data, Target, Threads
-from polysense.apps.cli_predict import detect, embed, look, predict, search, slide
+from polysense.apps.cli_predict import detect, embed, look, predict, search, slide, timeline
 from polysense.apps.cli_series import anomalies, backtest, impute
 
 app = typer.Typer(
@@ -56,10 +56,10 @@ def options(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the help's order
-    "predict": predict, "look": look, "detect": detect, "slide": slide, "embed": embed, "search": search, "fit": fit,
-    "check": check_data, "eval": evaluate, "importance": importance, "backtest": backtest, "anomalies": anomalies,
-    "impute": impute,
-    "merge": merge, "merge-encoders": merge_encoders, "pretrain": pretrain, "demo": demo,
+    "predict": predict, "look": look, "timeline": timeline, "detect": detect, "slide": slide, "embed": embed,
+    "search": search, "fit": fit, "check": check_data, "eval": evaluate, "importance": importance,
+    "backtest": backtest, "anomalies": anomalies, "impute": impute, "merge": merge, "merge-encoders": merge_encoders,
+    "pretrain": pretrain, "demo": demo,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -33,8 +33,8 @@ from polysense.data.limits import Limits, limited, limits
 gradio_client = pytest.importorskip("gradio_client")
 ENDPOINTS = {"/image", "/audio", "/video", "/point_cloud", "/forecast_columns", "/forecast", "/table_columns",
              "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models",
-             "/card", "/image_looked", "/audio_looked", "/point_cloud_looked",
-             "/cancel_table", "/neighbours"}  # fmt: skip
+             "/card", "/image_looked", "/audio_looked", "/point_cloud_looked", "/audio_timeline",
+             "/video_timeline", "/cancel_table", "/neighbours"}  # fmt: skip
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 
 
@@ -127,7 +127,7 @@ def test_images_are_answered_as_the_pipeline_answers(demo: Demo, example: Callab
     [("/audio", "clock.wav", "esc10"), ("/video", "lion.mp4", "clips101"), ("/point_cloud", "chair.ply", "furniture")],
 )
 def test_other_senses(demo: Demo, example: Callable[[str], Path], endpoint: str, name: str, model: str) -> None:
-    picture, classes, facts, record = demo(endpoint, given(example(name)), model, 2)
+    picture, classes, facts, record, *_ = demo(endpoint, given(example(name)), model, 2)
     own = polysense.load(model)(example(name))[0]
     assert confidences(classes) == pytest.approx(dict(zip(own.names[:2], own.scores[:2])), abs=1e-5)
     assert record["answer"] == own.answer() and model in facts

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from polysense.apps.demo.drawings import STYLE
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.logs import opened
 from polysense.apps.demo.models import Models
@@ -107,7 +108,7 @@ def _launch(blocks: Any, page: Page) -> str:
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS, head=page.links.script(), theme=Default(font=FONTS),
+            footer_links=["api", "settings"], css=CSS + STYLE, head=page.links.script(), theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
         )  # fmt: skip
     except OSError as error:

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 PANEL = (7.2, 4.2)  # inches at 120 dots each
 WIDEST = 1000  # pixels of an image under colours
 EDGE = 0.004  # of an image's longer side: how thick a box is drawn
+OPACITY = 55  # percent of the colours over an image, before a visitor changes it
+# Colours over an image are as strong as the slider says, but for the class that is pointed at; legends are rows of a
+# coloured square, a name, a share, and a bar of it; drawings are sheets of paper, which do not glare in the dark.
+STYLE = f"""
+.found .mask:not(.active):not(.inactive) {{opacity: var(--found, {OPACITY / 100})}}
+.found .mask.faded {{opacity: 0 !important}}
+.legend {{list-style: none; margin: 0; padding: 0; display: grid; gap: 2px}}
+.legend li {{display: flex; justify-content: space-between; gap: 12px; margin: 0; padding: 3px 8px; border-radius: 4px;
+  border-left: 14px solid var(--colour); background: linear-gradient(to right,
+  color-mix(in srgb, var(--colour) 22%, transparent) calc(100% * var(--share)), transparent 0)}}
+.dark .drawing .image-frame {{padding: 12px}}
+.dark .drawing img {{border-radius: 8px; filter: brightness(0.88)}}
+"""
 
 Marked = tuple["Image", list[tuple[np.ndarray, str]]]  # what an AnnotatedImage takes
 
@@ -77,11 +90,10 @@ def marked(prediction: Prediction, source: Any) -> Marked:
         return picture, [(boxes_mask(prediction, name, size), name) for name in dict.fromkeys(prediction.labels)]
     if isinstance(prediction, Mask):
         index = resized(prediction.index, size)
-        names = [name for name in prediction.shares() if (index == prediction.names.index(name)).any()]
-        return picture, [(0.55 * (index == prediction.names.index(name)), name) for name in names]
+        return picture, [((index == prediction.names.index(name)) * 1.0, name) for name in prediction.shares()]
     if isinstance(prediction, Segments):
         index = resized(prediction.index, size)
-        inner = 0.55 - 0.3 * border(index)  # several objects of a class stay apart
+        inner = 1.0 - 0.55 * border(index)  # several objects of a class stay apart
         of_class = {name: [i for i, label in enumerate(prediction.labels) if label == name]
                     for name in dict.fromkeys(prediction.labels)}  # fmt: skip
         return picture, [(inner * np.isin(index, numbers), name) for name, numbers in of_class.items()]

@@ -147,7 +147,8 @@ class Page:
         """Where a drawing appears: it has its own headings, which a label would hide."""
         import gradio as gr
 
-        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
+        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"],
+                        elem_classes=["drawing"])  # fmt: skip
 
     def file(self, name: str) -> Path:
         """A new path to write for a download, where Gradio deletes it as it deletes uploads."""
