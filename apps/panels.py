@@ -76,8 +76,11 @@ def show_audio(figure: SubFigure, source: Any) -> None:
     top.spines["left"].set_visible(False)
     # Long recordings get longer hops: a screen shows about a thousand columns.
     hop = max(160, len(recording.wave) // 1000)
-    mel = MelSpectrogram(16_000, n_fft=max(1024, hop), win_length=max(400, hop), hop_length=hop, n_mels=96, f_min=40)
-    power = AmplitudeToDB(top_db=70)(mel(torch.as_tensor(recording.wave, dtype=torch.float32)))
+    width = max(1024, hop)
+    mel = MelSpectrogram(16_000, n_fft=width, win_length=max(400, hop), hop_length=hop, n_mels=96, f_min=40)
+    wave = torch.as_tensor(recording.wave, dtype=torch.float32)
+    wave = torch.nn.functional.pad(wave, (0, max(0, width - len(wave))))  # some are shorter than one column looks
+    power = AmplitudeToDB(top_db=70)(mel(wave)[:, : len(recording.wave) // hop + 1])
     low.imshow(power.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, recording.duration, 0, 96))
     marks = np.array([100, 300, 1000, 3000, 8000])
     scale = 2595 * np.log10(1 + np.array([40, *marks, 8000]) / 700)  # hertz to mel

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +276,55 @@ def pictures_of(image_folders, build):
 def sure():
     """sure(metrics) -> those that do not hang on ties, as ranks of untrained answers do."""
     return lambda metrics: {k: v for k, v in metrics.items() if k in ("log_loss", "mse", "rmse", "mae")}
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    """A picture of noise."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def file_data(path: str, **more: Any) -> dict[str, Any]:
+    """What an upload is called by in a call."""
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+class Visited:
+    """A running demo, asked as anybody can: over HTTP."""
+
+    noise = staticmethod(png)
+    data = staticmethod(file_data)
+
+    def __init__(self, address: str, folder: Path, log: Path) -> None:
+        self.address, self.uploads, self.log = address, folder, log
+        self.api = f"{address}gradio_api"
+        import httpx
+
+        self.http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
+    def upload(self, name: str, content: bytes) -> str:
+        answer = self.http.post(f"{self.api}/upload", files={"files": (name, content)})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()[0])
+
+    def __call__(self, endpoint: str, values: list[Any], session: str | None = None) -> tuple[Any, str]:
+        """The answer, or None and the sentence."""
+        session = session or os.urandom(8).hex()
+        answer = self.http.post(f"{self.api}/call/{endpoint}", json={"data": values, "session_hash": session})
+        assert answer.status_code == 200, answer.text
+        told = self.http.get(f"{self.api}/call/{endpoint}/{answer.json()['event_id']}").text
+        event, data = re.findall(r"event: (\w+)\ndata: (.*)", told)[-1]
+        return (json.loads(data), "") if event == "complete" else (None, str(json.loads(data)["error"]))
+
+
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visited]:
+    """A demo for files of 2 MB at most."""
+    pytest.importorskip("gradio")
+    from polysense.apps.demo.app import served
+    from polysense.apps.demo.limits import Options
+
+    log = tmp_path_factory.mktemp("log") / "calls.jsonl"
+    with served(Options(max_mb=2, log=str(log))) as (blocks, address):
+        yield Visited(address, Path(blocks.app.uploaded_file_dir), log)

@@ -167,3 +167,8 @@ def test_long_waves_keep_their_peaks() -> None:
     assert len(seconds) == panels.MAX_STEPS
     assert highs.max() == 1
     assert seconds[highs.argmax()] == pytest.approx(7.7777, abs=0.01)
+
+
+def test_a_sound_shorter_than_a_column_of_its_spectrogram(tmp_path: Path) -> None:
+    image = pixels(draw(labels("a.wav"), (np.ones(200, np.float32), 16_000), tmp_path / "a.png", "audio"))
+    assert image.std() > 5

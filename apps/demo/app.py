@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from polysense.apps.demo.drawings import STYLE
+from polysense.apps.demo.guard import Guard, guarded
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.logs import opened
+from polysense.apps.demo.memory import trimmed
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
+from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
 
 TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": "clouds", "Forecast": "forecast",
@@ -36,7 +39,7 @@ def compose(page: Page) -> Any:
     """The Gradio blocks."""
     import gradio as gr
 
-    with gr.Blocks(title="polysense", analytics_enabled=False, delete_cache=UPLOADS, fill_width=True) as blocks:
+    with gr.Blocks(title="polysense", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(TITLE)
         parts: dict[str, Any] = {}
         with gr.Tabs() as tabs:
@@ -47,7 +50,9 @@ def compose(page: Page) -> Any:
         for module in parts:
             page.links.add(module, {})  # a link may name a tab where nothing is chosen
         page.links.wire(blocks, tabs, parts)
-    return blocks.queue(max_size=QUEUE, api_open=True, default_concurrency_limit=page.options.concurrency)
+    guarded(blocks, page.folder / UPLOADED)
+    # Not open: calls that pass by the queue would be computed all at once.
+    return blocks.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=page.options.concurrency)
 
 
 @contextmanager
@@ -66,8 +71,11 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
         with limited(**for_visitors(options.max_mb)):
             page = Page(models, folder, options, log)
             blocks = compose(page)
+            uploads = Uploads(folder / UPLOADED, *options.room)
             try:
-                yield blocks, _launch(blocks, page)
+                address = _launch(blocks, page, uploads)
+                with uploads.swept(*UPLOADS, blocks.temp_file_sets), trimmed():
+                    yield blocks, address
             finally:
                 blocks.close(verbose=False)
 
@@ -96,10 +104,11 @@ def serve(options: Options) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _launch(blocks: Any, page: Page) -> str:
+def _launch(blocks: Any, page: Page, uploads: Uploads) -> str:
     """Starts the server; its address."""
     from fastapi.routing import APIRoute
     from gradio.themes import Default
+    from starlette.middleware import Middleware
 
     options, models, folder = page.options, page.models, page.folder
     try:
@@ -109,7 +118,8 @@ def _launch(blocks: Any, page: Page) -> str:
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
             footer_links=["api", "settings"], css=CSS + STYLE, head=page.links.script(), theme=Default(font=FONTS),
-            app_kwargs={"routes": [APIRoute("/health", _health(models))]},
+            app_kwargs={"routes": [APIRoute("/health", _health(models))],
+                        "middleware": [Middleware(Guard, uploads=uploads)]},
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"port {options.port}", f"nothing can listen there ({_first_line(error)})",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polysense.apps.demo.limits import MOST_FILES
+from polysense.apps.demo.limits import MOST_FILES, MOST_MINUTES
 from polysense.apps.demo.page import UPLOAD, Page, file_only, named, need
 from polysense.core.errors import InputError
 from polysense.data.writers import open_writer
@@ -72,10 +72,15 @@ def answers(
     """
     rows: list[list[Any]] = []
     done = skipped = 0
-    told = time.monotonic()
+    begun = told = time.monotonic()
     with open_writer(path, {"model": model}, escape=True) as writer:
         for number, file in enumerate(files, 1):
-            for one in pipeline.stream(str(file), on_error="skip"):
+            found = pipeline.stream(str(file), on_error="skip")
+            while True:
+                with page.models.within(60 * MOST_MINUTES, begun):  # each step, as each may run in another thread
+                    one = next(found, None)
+                if one is None:
+                    break
                 if time.monotonic() - told > OFTEN:
                     yield rows, f"**file {number} of {len(files)}** · {done} answers so far"
                     told = time.monotonic()

@@ -19,6 +19,8 @@ MOST_EXAMPLES = 2000  # files that a model is fitted to in the page
 MOST_EPOCHS, MOST_MINUTES = 20, 10  # of such a fit, from the archive to the model
 MOST_KEPT, KEPT = 32, 3600  # models that visitors have fitted, at a time, and seconds from their last use
 QUEUE = 64  # calls that may wait
+AT_ONCE, TOGETHER = 6, 40  # largest files that one request may bring, and that lie there at a time
+MOST_SECONDS = 120  # of computing one answer: then it is given up, since others wait
 SESSIONS = 100  # visitors whose fitted model is kept; the one who was away longest loses it first
 # Far below what the library allows: here anybody may upload, and a few waiting files must not fill the memory.
 VISITORS = Limits(bytes=50_000_000, unpacked=500_000_000, pixels=60_000_000, frames=200_000, seconds=1800,
@@ -59,6 +61,11 @@ class Options:
     def gathered(self) -> int:
         """Questions that are read at a time."""
         return max(self.batch, self.concurrency)
+
+    @property
+    def room(self) -> tuple[float, float]:
+        """Bytes that one request may bring, and that all uploads may have together."""
+        return AT_ONCE * self.max_mb * 1e6, TOGETHER * self.max_mb * 1e6
 
     @property
     def is_open(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polysense.apps.demo.limits import MOST_SECONDS
 from polysense.apps.demo.page import Page, need
 
 SAYS = "Shows which parts of an input spoke for the class that was answered."
@@ -25,7 +26,8 @@ def build(page: Page, name: str, modality: str, file: Any, model: Any) -> None:
         from polysense.relevance import relevance
 
         pipeline = page.models.get(chosen)
-        found = relevance(pipeline, need(path, modality.replace("_", " ")), "gradient")
+        with page.models.within(MOST_SECONDS):
+            found = relevance(pipeline, need(path, modality.replace("_", " ")), "gradient")
         return str(draw_relevance(found, path, page.file("looked.png")))
 
     look.__doc__ = SAYS

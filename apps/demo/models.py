@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import polysense
 from polysense.apps.demo.batching import Batcher
 from polysense.apps.demo.fitted import Fitted
+from polysense.apps.demo.limits import MOST_SECONDS
 from polysense.apps.demo.logs import YOURS, note
 from polysense.backbone.anchor import load_anchor
 from polysense.backbone.encoder import Encoder
@@ -104,7 +106,29 @@ class Models:
         pipeline.tokenizer.register_forward_hook(self._count)
         return pipeline
 
+    @contextmanager
+    def within(self, seconds: float, begun: float | None = None) -> Iterator[None]:
+        """Gives up what this thread computes after so many seconds; looked at whenever a batch was tokenized.
+
+        Args:
+            seconds: From its beginning.
+            begun: When that was, by `time.monotonic`; None: now.
+
+        Raises:
+            InputError: It takes longer.
+        """
+        until = ((time.monotonic() if begun is None else begun) + seconds, seconds)
+        before, self._counted.until = getattr(self._counted, "until", None), until
+        try:
+            yield
+        finally:
+            self._counted.until = before
+
     def _count(self, tokenizer: Any, inputs: Any, tokens: Tokens) -> None:
+        until = getattr(self._counted, "until", None)
+        if until is not None and time.monotonic() > until[0]:
+            problem = f"it was computed for more than {until[1]:g} seconds"
+            raise InputError("answer", problem, "give less at once, or use polysense predict")
         # Each thread has counts of its own: pipelines answer several visitors at a time.
         b, n = tokens.x.shape[:2]
         real = [n] * b if tokens.mask is None else tokens.mask.sum(1).tolist()
@@ -152,11 +176,16 @@ class Models:
         return Answer(predictions, time.perf_counter() - start, sum(counts))
 
     def _counting(self, act: Callable[[], Any], working: Callable[[], None] | None = None) -> tuple[Any, list[int]]:
-        """What it gives, and the tokens of each sequence that was read meanwhile."""
+        """What it gives, and the tokens of each sequence that was read meanwhile.
+
+        Raises:
+            InputError: It takes too long: others wait.
+        """
         counts: list[int] = []
         self._counted.tokens, self._counted.working = counts, working
         try:
-            return act(), counts
+            with self.within(MOST_SECONDS):
+                return act(), counts
         finally:
             self._counted.tokens = self._counted.working = None
 

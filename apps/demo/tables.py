@@ -178,7 +178,7 @@ def learn(task: str, table: str, target: str, told: Watched) -> Pipeline:
     """Fits; nothing of a visitor's table is kept: no cache, no bundle on disk, no examples in its card.
 
     Raises:
-        InputError: See `polysense.fit`.
+        InputError: See `polysense.fit`; or it took too long.
     """
     import polysense
 
