@@ -123,7 +123,8 @@ def curves(task: str, epochs: Sequence[Epoch]) -> tuple[pd.DataFrame, pd.DataFra
     name = TASKS[task].metric
     scored = [(one.number, one.metrics[name]) for one in epochs]
     lost = [(one.number, one.loss) for one in epochs if one.loss is not None]
-    first, second = (pd.DataFrame(rows, columns=["epoch", "value"]) for rows in (scored, lost))
+    # Numbers even before there are any: else the page takes them for names, and puts them in the order of their coming.
+    first, second = (pd.DataFrame(rows, columns=["epoch", "value"], dtype=float) for rows in (scored, lost))
     return first, second
 
 
