@@ -23,11 +23,40 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
 FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-# No wider than is easy to read; files that are not made yet take little room.
+# Gradio's default colours, but dark enough to be read on white, or light enough in the dark: a contrast of 4.5 or more.
+COLOURS = {"color_accent": "*primary_700", "button_primary_background_fill": "*primary_700",
+           "button_primary_background_fill_dark": "*primary_700",
+           "button_primary_background_fill_hover": "*primary_800",
+           "button_primary_background_fill_hover_dark": "*primary_800",
+           "body_text_color_subdued": "*neutral_500", "link_text_color_dark": "*secondary_400"}  # fmt: skip
+# No wider than is easy to read; files that are not made yet take little room; a narrow screen holds a whole gallery.
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
+.dark {--color-accent: var(--primary-500)}
 .made .empty {min-height: 90px !important}
+@media (max-width: 640px) {
+  .grid-container {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}
+  footer .divider {display: none}
+}
 """
+# For those who hear the page: Gradio gives no names to pictures, and calls all places for files alike.
+NAMES = """() => {
+  const titled = one => one.closest(".block")?.querySelector("[data-testid=block-label]")?.innerText.trim();
+  const name = () => {
+    for (const one of document.querySelectorAll("button.gallery-item:not([aria-label])")) {
+      const shown = one.querySelector("img, video");
+      if (shown?.src) one.ariaLabel = decodeURIComponent(shown.src.split("/").pop());
+    }
+    for (const one of document.querySelectorAll("button[aria-dropeffect]:not([data-named])")) {
+      if (titled(one)) one.ariaLabel = `${titled(one)}: ${one.ariaLabel}`;
+      one.dataset.named = "";
+    }
+    for (const one of document.querySelectorAll("button:has(> .image-frame):not([aria-label])"))
+      one.ariaLabel = titled(one) || "Picture";
+  };
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+  name();
+}"""
 
 
 def compose(page: Page) -> Any:
@@ -98,7 +127,7 @@ def _launch(blocks: Any, options: Options, models: Models, folder: Path) -> str:
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS, theme=Default(font=FONTS),
+            footer_links=["api", "settings"], css=CSS, js=NAMES, theme=Default(font=FONTS).set(**COLOURS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
         )  # fmt: skip
     except OSError as error:
