@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 import urllib.error
@@ -35,7 +33,6 @@ ENDPOINTS = {"/image", "/audio", "/video", "/point_cloud", "/forecast_columns", 
              "/fit_table", "/predict_table", "/fit_folders", "/cancel_fit", "/compare", "/name", "/batch", "/models",
              "/card", "/image_looked", "/audio_looked", "/point_cloud_looked", "/audio_timeline",
              "/video_timeline", "/cancel_table", "/neighbours"}  # fmt: skip
-BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 
 
 class Demo:
@@ -360,21 +357,3 @@ def test_options_and_limits() -> None:
         mine = for_visitors(2.5)
         assert mine["bytes"] == 2_500_000 and "pixels" not in mine  # --limit pixels=123 stays
         assert all(amount <= getattr(limits(), name) for name, amount in mine.items())
-
-
-@pytest.mark.ui
-@pytest.mark.skipif(not BROWSERS, reason="wants chromium")
-@pytest.mark.parametrize("size", ["1280,900", "390,844"])
-def test_a_browser_shows_the_page(demo: Demo, tmp_path: Path, size: str) -> None:
-    from PIL import Image
-
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={size}",
-               f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=15000"]  # fmt: skip
-    shot = tmp_path / "page.png"
-    subprocess.run([BROWSERS[0], *options, f"--screenshot={shot}", demo.address], check=True, capture_output=True)
-    with Image.open(shot) as picture:
-        assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
-    dom = subprocess.run(
-        [BROWSERS[0], *options, "--dump-dom", demo.address], check=True, capture_output=True, text=True
-    )
-    assert "Click to Upload" in dom.stdout and "Point clouds" in dom.stdout

@@ -12,13 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from polysense.apps.demo.drawings import STYLE
 from polysense.apps.demo.guard import Guard, guarded
 from polysense.apps.demo.limits import EXAMPLES, QUEUE, SESSIONS, UPLOADED, UPLOADS, Options, for_visitors
 from polysense.apps.demo.logs import opened
 from polysense.apps.demo.memory import trimmed
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
+from polysense.apps.demo.style import COLOURS, CSS, FONTS, NAMES
 from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
 
@@ -26,13 +26,6 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
         "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Fit": "fit", "Models": "cards"}  # fmt: skip
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
-FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-# No wider than is easy to read; files that are not made yet take little room; long names of classes are broken.
-CSS = """
-.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
-.made .empty {min-height: 90px !important}
-.output-class {overflow-wrap: anywhere}
-"""
 
 
 def compose(page: Page) -> Any:
@@ -117,7 +110,8 @@ def _launch(blocks: Any, page: Page, uploads: Uploads) -> str:
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS + STYLE, head=page.links.script(), theme=Default(font=FONTS),
+            footer_links=["api", "settings"], css=CSS, head=page.links.script(), js=NAMES,
+            theme=Default(font=FONTS).set(**COLOURS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))],
                         "middleware": [Middleware(Guard, uploads=uploads)]},
         )  # fmt: skip

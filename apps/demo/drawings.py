@@ -23,18 +23,6 @@ PANEL = (7.2, 4.2)  # inches at 120 dots each
 WIDEST = 1000  # pixels of an image under colours
 EDGE = 0.004  # of an image's longer side: how thick a box is drawn
 OPACITY = 55  # percent of the colours over an image, before a visitor changes it
-# Colours over an image are as strong as the slider says, but for the class that is pointed at; legends are rows of a
-# coloured square, a name, a share, and a bar of it; drawings are sheets of paper, which do not glare in the dark.
-STYLE = f"""
-.found .mask:not(.active):not(.inactive) {{opacity: var(--found, {OPACITY / 100})}}
-.found .mask.faded {{opacity: 0 !important}}
-.legend {{list-style: none; margin: 0; padding: 0; display: grid; gap: 2px}}
-.legend li {{display: flex; justify-content: space-between; gap: 12px; margin: 0; padding: 3px 8px; border-radius: 4px;
-  border-left: 14px solid var(--colour); background: linear-gradient(to right,
-  color-mix(in srgb, var(--colour) 22%, transparent) calc(100% * var(--share)), transparent 0)}}
-.dark .drawing .image-frame {{padding: 12px}}
-.dark .drawing img {{border-radius: 8px; filter: brightness(0.88)}}
-"""
 
 Marked = tuple["Image", list[tuple[np.ndarray, str]]]  # what an AnnotatedImage takes
 
