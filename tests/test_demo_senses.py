@@ -33,19 +33,20 @@ PARTS = ("seat", "back", "<legs>")
 
 
 @pytest.fixture(scope="module")
-def parts(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that divides clouds into parts, untrained."""
-    pipeline = build("point-cloud-segmentation", encoder="embedded", head={"classes": PARTS})
-    pipeline.name = "parts"
-    return pipeline.save_pretrained(tmp_path_factory.mktemp("bundles") / "parts")
+def bundles(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One that divides clouds into parts, and one that measures sounds; untrained."""
+    folder = tmp_path_factory.mktemp("bundles")
+    parts = build("point-cloud-segmentation", encoder="embedded", head={"classes": PARTS})
+    loudness = build("audio-regression", encoder="embedded")
+    return [parts.save_pretrained(folder / "parts"), loudness.save_pretrained(folder / "loudness")]
 
 
 @pytest.fixture(scope="module")
-def client(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client(bundles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with served(Options(port=port, bundles=[parts])) as (_, address):
+    with served(Options(port=port, bundles=bundles)) as (_, address):
         yield gradio_client.Client(address, verbose=False, download_files=tmp_path_factory.mktemp("client"))
 
 
@@ -193,6 +194,7 @@ def test_classes_over_time_of_sounds(client: Any, example: Callable[[str], Path]
     assert {name for name, _ in scores} >= {"clock_tick", "rain"}
     assert scores["clock_tick", 0.0] > 0.9 > 0.1 > scores["clock_tick", 10.0]
     assert scores["rain", 0.0] < 0.1 < 0.9 < scores["rain", 10.0]
+    assert client.predict(given(tmp_path / "both.wav"), "loudness", api_name="/audio_timeline") is None
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     for file, said in ((given(tmp_path / "bad.wav"), r"bad\.wav"), (None, "nothing was given")):
         with pytest.raises(gradio_client.exceptions.AppError, match=said):

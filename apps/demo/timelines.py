@@ -42,7 +42,10 @@ def build(
     def over_time(file: str, model: str) -> Any:
         from polysense.timeline import timeline
 
-        found = timeline(page.models.get(model), need(file, name), most=most)
+        pipeline = page.models.get(model)
+        if pipeline.task.kind == "regression":  # which has no classes, and was answered all the same
+            return [None, *(gr.skip() for _ in also)] if also else None
+        found = timeline(pipeline, need(file, name), most=most)
         return [lines(found), *more(found, file, model)] if also else lines(found)
 
     over_time.__doc__ = "Scores of the most probable classes over time: class, seconds, probability."
