@@ -53,6 +53,9 @@ def guarded(blocks: Any, folder: Path) -> None:
         try:
             check_files(inputs, folder)
             return await usual(block_fn, inputs, *rest, **named)
+        except gr.Error as error:  # a sentence of Gradio's: no such choice, too large a number
+            error.print_exception = False
+            raise
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
         except ValueError as error:  # of pydantic and Gradio; printed, it would show what was given
