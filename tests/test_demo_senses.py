@@ -180,7 +180,7 @@ def test_frames_that_decided_are_marked(tmp_path: Path) -> None:
     found, seconds = timeline(pipeline, film), pipeline.tokenizer.read(film).meta["times"]
     marks = captions(found, "cougar_body", seconds)
     assert [mark[0] == "★" for mark in marks][:3] == [True] * 3 and not any(mark[0] == "★" for mark in marks[5:])
-    assert marks[0].startswith(f"★ {seconds[0]:.1f} s · ") and marks[0].endswith("%")
+    assert marks[0].startswith("★ ") and marks[0].endswith(f"% · {seconds[0]:.1f} s")
     assert all(mark[0] != "★" for mark in captions(found, "strawberry", seconds)[:3])
 
 
@@ -206,7 +206,7 @@ def test_classes_over_time_of_films(client: Any, example: Callable[[str], Path])
     rows = rows_of(plot)
     assert rows[0]["class"] == "cougar_body" and {row["seconds"] for row in rows} >= {0.0, 2.0}
     assert len(frames) == 8 and all(frame["caption"].startswith("★ ") for frame in frames)
-    assert frames[0]["caption"].endswith(f"{rows[0]['probability']:.0%}")
+    assert frames[0]["caption"].startswith(f"★ {rows[0]['probability']:.0%} · ")
 
 
 def test_clouds_are_seen_and_turned(client: Any, example: Callable[[str], Path]) -> None:

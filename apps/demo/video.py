@@ -69,4 +69,5 @@ def captions(found: Timeline, name: str, seconds: Sequence[float] | np.ndarray) 
     """
     scores = found.at(np.asarray(seconds, np.float64))[:, list(found.names).index(name)]
     strong = scores >= STRONG * scores.max()
-    return [f"{'★ ' if mark else ''}{time:.1f} s · {score:.0%}" for time, score, mark in zip(seconds, scores, strong)]
+    # What matters comes first: on a phone there is room for no more.
+    return [f"{'★ ' if mark else ''}{score:.0%} · {time:.1f} s" for time, score, mark in zip(seconds, scores, strong)]
