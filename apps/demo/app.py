@@ -28,16 +28,14 @@ COLOURS = {"color_accent": "*primary_700", "button_primary_background_fill": "*p
            "button_primary_background_fill_dark": "*primary_700",
            "button_primary_background_fill_hover": "*primary_800",
            "button_primary_background_fill_hover_dark": "*primary_800",
-           "body_text_color_subdued": "*neutral_500", "link_text_color_dark": "*secondary_400"}  # fmt: skip
+           "body_text_color_subdued": "*neutral_500", "input_placeholder_color": "*neutral_500",
+           "link_text_color_dark": "*secondary_400"}  # fmt: skip
 # No wider than is easy to read; files that are not made yet take little room; a narrow screen holds a whole gallery.
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
 .dark {--color-accent: var(--primary-500)}
 .made .empty {min-height: 90px !important}
-@media (max-width: 640px) {
-  .grid-container {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}
-  footer .divider {display: none}
-}
+@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}}
 """
 # For those who hear the page: Gradio gives no names to pictures, and calls all places for files alike.
 NAMES = """() => {
