@@ -10,7 +10,8 @@ COLOURS = {"color_accent": "*primary_700", "button_primary_background_fill": "*p
            "button_primary_background_fill_dark": "*primary_700",
            "button_primary_background_fill_hover": "*primary_800",
            "button_primary_background_fill_hover_dark": "*primary_800",
-           "body_text_color_subdued": "*neutral_500", "link_text_color_dark": "*secondary_400"}  # fmt: skip
+           "body_text_color_subdued": "*neutral_500", "input_placeholder_color": "*neutral_500",
+           "link_text_color_dark": "*secondary_400"}  # fmt: skip
 # No wider than is easy to read; files that are not made yet take little room; long names of classes are broken; a
 # narrow screen holds a whole gallery. Colours over an image are as strong as the slider says, but for the class that is
 # pointed at; legends are rows of a coloured square, a name, a share, and a bar of it; drawings are sheets of paper,
@@ -20,10 +21,7 @@ CSS = f"""
 .dark {{--color-accent: var(--primary-500)}}
 .made .empty {{min-height: 90px !important}}
 .output-class {{overflow-wrap: anywhere}}
-@media (max-width: 640px) {{
-  .grid-container {{grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}}
-  footer .divider {{display: none}}
-}}
+@media (max-width: 640px) {{.grid-container {{grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}}}}
 .found .mask:not(.active):not(.inactive) {{opacity: var(--found, {OPACITY / 100})}}
 .found .mask.faded {{opacity: 0 !important}}
 .legend {{list-style: none; margin: 0; padding: 0; display: grid; gap: 2px}}

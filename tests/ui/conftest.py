@@ -33,7 +33,7 @@ SCREEN: dict[str, dict[str, Any]] = {
     "phone": {"viewport": NARROW, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
 }
 SCREENS = Path(__file__).parents[2] / "outputs" / "screens"
-SECONDS = 40  # that an answer may take; the first one of a model loads it
+SECONDS = 90  # that an answer may take; the first one of a model loads it, and a machine may be busy
 FACTS = re.compile(r"\d+ ms, \d+ tokens, model")
 
 
@@ -113,10 +113,11 @@ class Visitor:
         facts.first.wait_for()
         return facts.first.inner_text()
 
-    def classes(self, panel: Locator) -> dict[str, float]:
-        """Class names and their scores, as the page shows them."""
-        panel.get_by_role("meter").first.wait_for()
-        names, scores = (panel.get_by_role(role).all_inner_texts() for role in ("term", "definition"))
+    def classes(self, panel: Locator, label: str = "Classes") -> dict[str, float]:
+        """Class names and their scores, as the page shows them under a label."""
+        shown = panel.locator(".block", has=self.page.get_by_test_id("block-label").filter(has_text=label))
+        shown.get_by_role("meter").first.wait_for()
+        names, scores = (shown.get_by_role(role).all_inner_texts() for role in ("term", "definition"))
         return {name.strip(): float(score.rstrip("%")) / 100 for name, score in zip(names, scores, strict=True)}
 
     def drawn(self, panel: Locator, wider: int = 500) -> list[Image.Image]:
