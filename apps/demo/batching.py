@@ -39,7 +39,7 @@ class Batcher:
         self.compute, self.most, self.seconds = compute, most, seconds
         self._waiting: list[_Question] = []
         self._lock = threading.Lock()
-        self._turn = threading.Semaphore(at_a_time)
+        self.turn = threading.Semaphore(at_a_time)  # held by whoever computes
 
     def ask(self, of: Hashable, parts: Sequence[Any]) -> Sequence[Any]:
         """Answers the parts of a question, whom it is put to with those of others.
@@ -52,7 +52,7 @@ class Batcher:
             self._waiting.append(question)
         if self.most > 1:
             time.sleep(self.seconds)
-        with self._turn:
+        with self.turn:
             batch = self._take(question)  # none where another has taken it along
             if batch:
                 self._answer(batch)

@@ -88,7 +88,7 @@ def build(page: Page) -> None:
         titles=[_versus(one[:2], one[2:]) for one in rows],
     )
     own = gr.State([], time_to_live=KEPT)
-    page.on(measure.click, compare, [*sides, own], [cosine, said, own], "compare")
+    page.on(measure.click, compare, [*sides, own], [cosine, said, own], "compare", **page.together)
 
     gr.Markdown("### What lies nearest?\nAmong examples of all kinds, everyday words, and what you have compared or "
                 "looked for on this page; each kind by itself.")  # fmt: skip
@@ -107,7 +107,7 @@ def build(page: Page) -> None:
         asked = [(rain, ""), (lion, ""), (page.example("chair.ply"), ""), (None, "a storm at sea")]
         page.examples(asked, near[:2], lambda a, b, k: neighbours(a, b, AUTO, k)[:2], [found, told], [top_k],
                       titles=[_called(*one) for one in asked])  # fmt: skip
-    page.on(look.click, neighbours, [*near, top_k, own], [found, told, own], "neighbours")
+    page.on(look.click, neighbours, [*near, top_k, own], [found, told, own], "neighbours", **page.together)
 
     gr.Markdown("### Name it by your own words")
     with gr.Row():
@@ -130,7 +130,7 @@ def build(page: Page) -> None:
     page.examples(shown, [file, words, labels], lambda a, b, c: name(a, b, AUTO, c, ""), outputs,
                   titles=[f"{_called(*one[:2])}: {one[2]}" for one in shown])  # fmt: skip
     page.share(top_k=top_k, labels=labels, none=none)
-    page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name")
+    page.on(ask.click, name, [file, words, kind, labels, none], outputs, "name", **page.together)
 
 
 def _called(file: str | None, words: str) -> str:

@@ -83,7 +83,7 @@ def build(page: Page) -> None:
     with left:
         row = (page.example("energy.csv"), FOUND, ["load", "price"])
         shown = page.examples([row], [table, time, values], example, outputs, [model, horizon])
-    asked = page.on(ask.click, answer, inputs, outputs, "forecast")
+    asked = page.on(ask.click, answer, inputs, outputs, "forecast", **page.together)
     page.stops(end, asked, shown)
     page.share(model=model, horizon=horizon)
 

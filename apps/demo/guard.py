@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from polysense.apps.demo.page import markup_free
 from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
 
@@ -54,10 +55,9 @@ def guarded(blocks: Any, folder: Path) -> None:
             check_files(inputs, folder)
             return await usual(block_fn, inputs, *rest, **named)
         except gr.Error as error:  # a sentence of Gradio's: no such choice, too large a number
-            error.print_exception = False
-            raise
+            raise gr.Error(markup_free(error.message), print_exception=False) from error
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(markup_free(str(error)), print_exception=False) from error
         except ValueError as error:  # of pydantic and Gradio; printed, it would show what was given
             sentence = "input: it is not of the kind that is asked for; see the page's Use via API."
             raise gr.Error(sentence, print_exception=False) from error

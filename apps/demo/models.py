@@ -168,7 +168,8 @@ class Models:
             note(YOURS)
         start = time.perf_counter()
         if options:  # not what others ask
-            predictions, counts = self._counting(lambda: used([source], **options), working)
+            with self._batcher.turn:
+                predictions, counts = self._counting(lambda: used([source], **options), working)
         else:
             pairs = self._batcher.ask(used, [used.tokenizer.split(one) for one in used.tokenizer.read_all(source)])
             predictions, counts = [prediction for prediction, _ in pairs], [count for _, count in pairs]
@@ -198,7 +199,9 @@ class Models:
 
     def naming(self, modality: str, labels: Sequence[str], none: str | None = None) -> Pipeline:
         """A classifier by words; see `zero_shot`."""
-        return zero_shot(modality, labels, none=none, meaning=self.get(self.of_task(meaning_task(modality))))
+        meaning = self.get(self.of_task(meaning_task(modality)))
+        with self._batcher.turn:
+            return zero_shot(modality, labels, none=none, meaning=meaning)
 
     def meaning(self, source: Any, modality: str) -> np.ndarray:
         """The unit vector (d,) of a source in the space of words.
@@ -212,5 +215,5 @@ class Models:
 
     def words(self, text: str) -> np.ndarray:
         """The unit vector (d,) of words."""
-        with torch.no_grad():
+        with self._batcher.turn, torch.no_grad():
             return word_vectors(load_anchor("minilm"), [[text]])[0].numpy()

@@ -53,6 +53,12 @@ class Page:
         watched = self.log.watched(self.told(act), api_name)
         return trigger(watched, inputs, outputs, **{**place, **named, **options})
 
+    @property
+    def together(self) -> dict[str, Any]:
+        """The place in the queue of what computes by `Models` alone: as many are read at a time as make a batch, and
+        `Models` sees to it that no more is computed than may be."""
+        return {"concurrency_id": "asked", "concurrency_limit": self.options.gathered}
+
     def told(self, act: Callable[..., Any]) -> Callable[..., Any]:
         """The same action; what its user can mend is shown in the library's own sentence, other faults in the log."""
         if inspect.isgeneratorfunction(act):
@@ -79,7 +85,7 @@ class Page:
         try:
             yield
         except (InputError, MemoryError) as error:
-            raise gr.Error(self.sentence(error), print_exception=False) from error
+            raise gr.Error(markup_free(self.sentence(error)), print_exception=False) from error
 
     def sentence(self, error: Exception) -> str:
         """What went wrong, without the folders of this machine."""
@@ -222,3 +228,8 @@ def named(prediction: Prediction) -> Prediction:
 def plain(text: str) -> str:
     """Text for Markdown, without a meaning there: names come from files."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(text.split()))
+
+
+def markup_free(sentence: str) -> str:
+    """A sentence for an error, which a page shows as HTML: names come from files."""
+    return sentence.replace("<", "&lt;")

@@ -94,9 +94,7 @@ def build(
                 record = gr.JSON(label="Record", show_label=False)
     page.share(model=model, top_k=top_k)
     inputs, outputs = [file, model, top_k], [picture, classes, facts, record, *over]
-    # As many at a time as make a batch: `Models.ask` sees to it that no more is computed than may be.
-    together = {"concurrency_id": "asked", "concurrency_limit": page.options.gathered}
-    asked = page.on(ask.click, answer, inputs, outputs, name, **together)
+    asked = page.on(ask.click, answer, inputs, outputs, name, **page.together)
     with left:
         rows = [(page.example(example), page.models.of_task(task)) for example, task in examples]
         clicked = page.examples(rows, [file, model], answer, outputs, [top_k])

@@ -21,7 +21,9 @@ CSS = f"""
 .dark {{--color-accent: var(--primary-500)}}
 .made .empty {{min-height: 90px !important}}
 .output-class {{overflow-wrap: anywhere}}
-@media (max-width: 640px) {{.grid-container {{grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}}}}
+@media (max-width: 640px) {{
+  .grid-container {{grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important}}
+}}
 .found .mask:not(.active):not(.inactive) {{opacity: var(--found, {OPACITY / 100})}}
 .found .mask.faded {{opacity: 0 !important}}
 .legend {{list-style: none; margin: 0; padding: 0; display: grid; gap: 2px}}

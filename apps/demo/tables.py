@@ -119,7 +119,7 @@ def build(page: Page) -> None:
     page.on(table.change, columns_of, table, target, "table_columns")
     page.on(start.click, fit, [table, target, kind], learnt, "fit_table", **ONE_FIT)
     page.on(stop.click, cancel, [], [], "cancel_table", queue=False)
-    asked = page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table")
+    asked = page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table", **page.together)
     learn_from, new = wines(page)
     with left:
         page.examples([(learn_from, "cultivar")], [table, target], fit, learnt, [kind],
