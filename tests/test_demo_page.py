@@ -174,12 +174,13 @@ def test_every_tab_can_be_linked_to_and_no_file_or_text_is_named(demo: Demo) -> 
 def test_a_browser_opens_the_tab_of_a_link(demo: Demo, tmp_path: Path) -> None:
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                "--virtual-time-budget=15000", f"--user-data-dir={tmp_path}/profile"]  # fmt: skip
+    command = [BROWSERS[0], *options, "--dump-dom"]
     where = f"{demo.address}?tab=forecast&horizon=24"
-    dom = subprocess.run(
-        [BROWSERS[0], *options, "--dump-dom", where], check=True, capture_output=True, text=True
-    ).stdout
+    dom = subprocess.run([*command, where], check=True, capture_output=True, text=True).stdout
     opened = next(part for part in dom.split("<button")[1:] if 'role="tab"' in part and 'aria-selected="true"' in part)
     assert "Forecast" in opened.split("</button>")[0]
+    dom = subprocess.run([*command, demo.address], check=True, capture_output=True, text=True).stdout
+    assert 'aria-label="lion.jpg"' in dom  # a picture alone would be no name
 
 
 # Examples from memory

@@ -29,6 +29,15 @@ CSS = """
 .made .empty {min-height: 90px !important}
 .output-class {overflow-wrap: anywhere}
 """
+# Examples that are pictures or films have no words for those who cannot see them.
+NAMES = """<script>
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll("button.gallery-item:not([aria-label])")) {
+    const shown = button.querySelector("img, video");
+    if (shown) button.setAttribute("aria-label", decodeURIComponent(shown.src.split("/").pop()));
+  }
+}).observe(document, {childList: true, subtree: true});
+</script>"""
 
 
 def compose(page: Page) -> Any:
@@ -107,7 +116,7 @@ def _launch(blocks: Any, page: Page) -> str:
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
             allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
             enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS, head=page.links.script(), theme=Default(font=FONTS),
+            footer_links=["api", "settings"], css=CSS, head=page.links.script() + NAMES, theme=Default(font=FONTS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))]},
         )  # fmt: skip
     except OSError as error:
