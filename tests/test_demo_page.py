@@ -269,6 +269,20 @@ def test_generators_and_large_answers(remembered: Remembered, tmp_path: Path) ->
     assert ask(ours)[1] == ask(ours)[1] == 0 and steps[-2:] == [9, 9]
 
 
+def test_pictures_make_room(remembered: Remembered, tmp_path: Path) -> None:
+    ours, asked = str(tmp_path / EXAMPLES / "one.txt"), []
+
+    def act(file: str, size: int) -> tuple[Any, ...]:
+        asked.append(size)
+        return Image.new("RGB", (size, 10)), [(np.zeros((size, 10)), "mask")]
+
+    remembered.memory = 40_000
+    ask = remembered.answering(act, [(ours,)], also=1)
+    for size in (100, 100, 200, 100, 300, 100):  # 110 bytes a column: 200 and 100 together take 33,000
+        ask(ours, size)
+    assert asked == [100, 200, 300, 100]
+
+
 def test_examples_of_the_page_are_answered_from_memory(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     ask = Models.ask
