@@ -479,7 +479,7 @@ def test_neighbours_of_each_kind(demo: Demo, words: None, tmp_path: Path) -> Non
     client = demo.visitor(tmp_path)
     found, said = client.predict(None, "a storm at sea", AUTO, 2, api_name="/neighbours")
     rows = found["data"]
-    assert found["headers"] == ["kind", "what", "cosine", "from"] and "sea waves" in said
+    assert found["headers"] == ["kind", "what", "cosine", "from"] and "sea waves" in said and " ms" in said
     kinds = list(dict.fromkeys(row[0] for row in rows))
     assert kinds == ["word", "audio", "image", "point cloud", "text", "video"] and max(row[2] for row in rows) < 1
     for kind in kinds:
@@ -487,7 +487,10 @@ def test_neighbours_of_each_kind(demo: Demo, words: None, tmp_path: Path) -> Non
         assert cosines == sorted(cosines, reverse=True) and len(cosines) <= 2
 
     (tmp_path / "mine.txt").write_text("A gale and high waves off the coast, ships stay in port.")
-    client.predict(given(tmp_path / "mine.txt"), "", AUTO, None, "a boat in a tempest", AUTO, api_name="/compare")
+    _, said = client.predict(
+        given(tmp_path / "mine.txt"), "", AUTO, None, "a boat in a tempest", AUTO, api_name="/compare"
+    )
+    assert " tokens" in said and " ms" in said
     again = client.predict(None, "a storm at sea", AUTO, 2, api_name="/neighbours")[0]["data"]
     assert ["text", "mine.txt"] in [row[:2] for row in again if row[3] == "yours"]
     assert ["word", "a boat in a tempest"] in [row[:2] for row in again if row[3] == "yours"]

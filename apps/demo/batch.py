@@ -72,7 +72,7 @@ def answers(
     """
     rows: list[list[Any]] = []
     done = skipped = 0
-    told = time.monotonic()
+    start = told = time.monotonic()
     with open_writer(path, {"model": model}, escape=True) as writer:
         for number, file in enumerate(files, 1):
             for one in pipeline.stream(str(file), on_error="skip"):
@@ -89,7 +89,10 @@ def answers(
                 writer.write(named(one))
         if not done:
             raise InputError(f"{len(files)} files", f"none could be read ({rows[0][1]})", "choose another model")
-    yield rows, f"**{done} answers**" + (f", {skipped} files not read" if skipped else "")
+    yield (
+        rows,
+        f"**{done} answers** in {time.monotonic() - start:.1f} s" + (f", {skipped} files not read" if skipped else ""),
+    )
 
 
 def _made(path: Path) -> list[Path]:

@@ -77,7 +77,7 @@ def build(page: Page) -> None:
                 writer.write(named(prediction))
         shown = [[i + 1, one.answer(), _sure(one)] for i, one in enumerate(found.predictions[:SHOWN])]
         more = len(found.predictions) - len(shown)
-        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (
+        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s, {found.tokens} tokens" + (
             f"; the first {SHOWN} shown" if more else ""
         )
         yield shown, str(path), f"**{count}**", scores(found.predictions[0], 5)
