@@ -174,12 +174,13 @@ def test_every_tab_can_be_linked_to_and_no_file_or_text_is_named(demo: Demo) -> 
 def test_a_browser_opens_the_tab_of_a_link(demo: Demo, tmp_path: Path) -> None:
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                "--virtual-time-budget=15000", f"--user-data-dir={tmp_path}/profile"]  # fmt: skip
+    command = [BROWSERS[0], *options, "--dump-dom"]
     where = f"{demo.address}?tab=forecast&horizon=24"
-    dom = subprocess.run(
-        [BROWSERS[0], *options, "--dump-dom", where], check=True, capture_output=True, text=True
-    ).stdout
+    dom = subprocess.run([*command, where], check=True, capture_output=True, text=True).stdout
     opened = next(part for part in dom.split("<button")[1:] if 'role="tab"' in part and 'aria-selected="true"' in part)
     assert "Forecast" in opened.split("</button>")[0]
+    dom = subprocess.run([*command, demo.address], check=True, capture_output=True, text=True).stdout
+    assert 'aria-label="lion.jpg"' in dom  # a picture alone would be no name
 
 
 # Examples from memory
@@ -266,6 +267,20 @@ def test_generators_and_large_answers(remembered: Remembered, tmp_path: Path) ->
 
     ask = remembered.answering(large, [(ours,)])
     assert ask(ours)[1] == ask(ours)[1] == 0 and steps[-2:] == [9, 9]
+
+
+def test_pictures_make_room(remembered: Remembered, tmp_path: Path) -> None:
+    ours, asked = str(tmp_path / EXAMPLES / "one.txt"), []
+
+    def act(file: str, size: int) -> tuple[Any, ...]:
+        asked.append(size)
+        return Image.new("RGB", (size, 10)), [(np.zeros((size, 10)), "mask")]
+
+    remembered.memory = 40_000
+    ask = remembered.answering(act, [(ours,)], also=1)
+    for size in (100, 100, 200, 100, 300, 100):  # 110 bytes a column: 200 and 100 together take 33,000
+        ask(ours, size)
+    assert asked == [100, 200, 300, 100]
 
 
 def test_examples_of_the_page_are_answered_from_memory(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +479,7 @@ def test_neighbours_of_each_kind(demo: Demo, words: None, tmp_path: Path) -> Non
     client = demo.visitor(tmp_path)
     found, said = client.predict(None, "a storm at sea", AUTO, 2, api_name="/neighbours")
     rows = found["data"]
-    assert found["headers"] == ["kind", "what", "cosine", "from"] and "sea waves" in said
+    assert found["headers"] == ["kind", "what", "cosine", "from"] and "sea waves" in said and " ms" in said
     kinds = list(dict.fromkeys(row[0] for row in rows))
     assert kinds == ["word", "audio", "image", "point cloud", "text", "video"] and max(row[2] for row in rows) < 1
     for kind in kinds:
@@ -472,7 +487,10 @@ def test_neighbours_of_each_kind(demo: Demo, words: None, tmp_path: Path) -> Non
         assert cosines == sorted(cosines, reverse=True) and len(cosines) <= 2
 
     (tmp_path / "mine.txt").write_text("A gale and high waves off the coast, ships stay in port.")
-    client.predict(given(tmp_path / "mine.txt"), "", AUTO, None, "a boat in a tempest", AUTO, api_name="/compare")
+    _, said = client.predict(
+        given(tmp_path / "mine.txt"), "", AUTO, None, "a boat in a tempest", AUTO, api_name="/compare"
+    )
+    assert " tokens" in said and " ms" in said
     again = client.predict(None, "a storm at sea", AUTO, 2, api_name="/neighbours")[0]["data"]
     assert ["text", "mine.txt"] in [row[:2] for row in again if row[3] == "yours"]
     assert ["word", "a boat in a tempest"] in [row[:2] for row in again if row[3] == "yours"]

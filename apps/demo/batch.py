@@ -72,12 +72,12 @@ def answers(
     """
     rows: list[list[Any]] = []
     done = skipped = 0
-    begun = told = time.monotonic()
+    start = told = time.monotonic()
     with open_writer(path, {"model": model}, escape=True) as writer:
         for number, file in enumerate(files, 1):
             found = pipeline.stream(str(file), on_error="skip")
             while True:
-                with page.models.within(60 * MOST_MINUTES, begun):  # each step, as each may run in another thread
+                with page.models.within(60 * MOST_MINUTES, start):  # each step, as each may run in another thread
                     one = next(found, None)
                 if one is None:
                     break
@@ -94,7 +94,10 @@ def answers(
                 writer.write(named(one))
         if not done:
             raise InputError(f"{len(files)} files", f"none could be read ({rows[0][1]})", "choose another model")
-    yield rows, f"**{done} answers**" + (f", {skipped} files not read" if skipped else "")
+    yield (
+        rows,
+        f"**{done} answers** in {time.monotonic() - start:.1f} s" + (f", {skipped} files not read" if skipped else ""),
+    )
 
 
 def _made(path: Path) -> list[Path]:

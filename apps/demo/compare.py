@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from polysense.apps.demo.page import AUTO, UPLOAD, Page, file_only, named, need,
 from polysense.apps.inputs import guess
 from polysense.apps.words import nameable
 from polysense.core.errors import InputError
+from polysense.core.predictions import Embedding
 from polysense.data.text import Text
+from polysense.zero_shot import meaning_task
 
 LONGEST = 2000  # characters of words
 MOST_LABELS = 200
@@ -31,20 +34,22 @@ def build(page: Page) -> None:
     def compare(first: str, first_words: str, first_kind: str, second: str, second_words: str,
                 second_kind: str, own: Sequence[Own] = ()) -> tuple[Any, ...]:  # fmt: skip
         """The cosine of two inputs in the space of meaning; each is a file of any kind, or words."""
-        one, other = (_placed(page, *side) for side in ((first, first_words, first_kind),
-                                                        (second, second_words, second_kind)))  # fmt: skip
+        start = time.perf_counter()
+        one, read = _placed(page, first, first_words, first_kind)
+        other, more = _placed(page, second, second_words, second_kind)
         cosine = float(np.clip(one[2] @ other[2], -1, 1))
-        said = f"**Cosine {cosine:.3f}** (1: the same, 0: nothing in common)"
+        said = f"**Cosine {cosine:.3f}** (1: the same, 0: nothing in common)  \n{_took(start, read + more)}"
         return cosine, said, added(added(own, *one), *other)
 
-    def neighbours(file: str, words: str, kind: str, k: float, own: Sequence[Own] = ()) -> tuple[Any, ...]:
+    def neighbours(file: str, words: str, kind: str, top_k: float, own: Sequence[Own] = ()) -> tuple[Any, ...]:
         """What lies nearest to a file of any kind, or to words: of each kind the nearest, with their cosines."""
-        what, name, vector = _placed(page, file, words, kind)
+        start = time.perf_counter()
+        (what, name, vector), read = _placed(page, file, words, kind)
         others = [one for one in own if one[:2] != (what, name)]
-        rows = gallery.nearest(vector, int(k), others)
+        rows = gallery.nearest(vector, int(top_k), others)
         first = {kind: name for kind, name, _, _ in reversed(rows)}
         said = ", ".join(f"{kind} **{plain(name)}**" for kind, name in reversed(first.items()))
-        return [list(row) for row in rows], f"Nearest: {said}", added(own, what, name, vector)
+        return [list(row) for row in rows], f"Nearest: {said}  \n{_took(start, read)}", added(own, what, name, vector)
 
     def name(file: str, words: str, kind: str, labels: str, none: str) -> tuple[Any, ...]:
         """Names a file, or a text, by labels that nobody trained."""
@@ -155,9 +160,17 @@ def _input(file: str | None, words: str | None, kind: str) -> tuple[Any, str]:
     return Text(need(words and words.strip(), "input"), "words"), "text"
 
 
-def _placed(page: Page, file: str | None, words: str | None, kind: str) -> Own:
-    """What was given: its kind, what it is called, and where it lies in the space of meaning."""
+def _placed(page: Page, file: str | None, words: str | None, kind: str) -> tuple[Own, int]:
+    """What was given: its kind, what it is called, and where it lies in the space of meaning; and the tokens read."""
     source, modality = _input(file, words, kind)
     if isinstance(source, Text):
-        return WORD, textwrap.shorten(source.text, 60, placeholder=" …"), page.models.words(source.text)
-    return modality, Path(source).name, page.models.meaning(source, modality)
+        return (WORD, textwrap.shorten(source.text, 60, placeholder=" …"), page.models.words(source.text)), 0
+    found = page.models.ask(page.models.of_task(meaning_task(modality)), source)
+    first = found.predictions[0]
+    assert isinstance(first, Embedding), "a meaning head answers with embeddings"
+    return (modality, Path(source).name, first.vector), found.tokens
+
+
+def _took(start: float, tokens: int) -> str:
+    """What an answer took; words alone are no tokens of the encoder."""
+    return f"{1000 * (time.perf_counter() - start):.0f} ms" + (f", {tokens} tokens" if tokens else "")

@@ -43,10 +43,9 @@ def build(page: Page) -> None:
 
     def answer(table: str, model: str, time: str, values: Sequence[str], horizon: float) -> Iterator[Any]:
         """Forecasts columns of a table."""
-        pipeline = page.models.get(model)
         frames = read_series_all(need(table, "table"), time=None if time in (FOUND, None, "") else time,
                                  columns=list(values) or None)  # fmt: skip
-        run = Run(lambda told: page.models.ask(pipeline, frames[0], told.working, horizon=int(horizon)))
+        run = Run(lambda told: page.models.ask(model, frames[0], told.working, horizon=int(horizon)))
         for seconds in run.ticks():
             yield gr.skip(), f"**{seconds:.0f} s** so far", gr.skip(), gr.skip()
         found = run.result

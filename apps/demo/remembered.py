@@ -20,7 +20,7 @@ from typing import Any
 from polysense.apps.demo.limits import EXAMPLES, UPLOADED, fresh
 
 MOST = 48  # answers at a time
-LARGEST = 8_000_000  # bytes of files that one may bring
+MEMORY, LARGEST = 128_000_000, 64_000_000  # bytes of pictures, arrays and files: of all together, and of one
 LONGEST = 500  # characters of what was chosen beside an example
 
 Answers = tuple[Any, ...]
@@ -32,11 +32,12 @@ class Remembered:
     Args:
         folder: The demo's own; in it lie the examples, and what is made for visitors.
         most: Answers at a time.
+        memory: Bytes that they may take.
     """
 
-    def __init__(self, folder: Path, most: int = MOST) -> None:
-        self.folder, self.most = folder, most
-        self._kept: OrderedDict[tuple[Any, ...], Answers] = OrderedDict()
+    def __init__(self, folder: Path, most: int = MOST, memory: int = MEMORY) -> None:
+        self.folder, self.most, self.memory = folder, most, memory
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Answers, int]] = OrderedDict()  # and the bytes that each takes
         self._lock = threading.Lock()
 
     def answering(
@@ -113,15 +114,15 @@ class Remembered:
             if place is None or place not in self._kept:
                 return None
             self._kept.move_to_end(place)
-            answers = self._kept[place]
+            answers, _ = self._kept[place]
         return self._written(answers)
 
     def _keep(self, place: tuple[Any, ...] | None, answers: Any) -> None:
-        if place is None or not isinstance(answers, tuple) or _size(answers) > LARGEST:
+        if place is None or not isinstance(answers, tuple) or (size := _size(answers)) > LARGEST:
             return
         with self._lock:
-            self._kept[place] = answers
-            while len(self._kept) > self.most:
+            self._kept[place] = answers, size
+            while len(self._kept) > self.most or sum(size for _, size in self._kept.values()) > self.memory:
                 self._kept.popitem(last=False)
 
     def _read(self, value: Any) -> Any:
@@ -152,7 +153,12 @@ def _within(value: Any, act: Callable[[Any], Any]) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Bytes of the files in an answer."""
-    if isinstance(value, list | tuple):
-        return sum(map(_size, value))
-    return len(value.content) if isinstance(value, _File) else 0
+    """Bytes of the pictures, arrays and files in an answer."""
+    if isinstance(value, dict | list | tuple):
+        return sum(map(_size, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, _File):
+        return len(value.content)
+    if hasattr(value, "getbands"):  # a picture
+        return value.width * value.height * len(value.getbands())
+    size = getattr(value, "nbytes", 0)
+    return size if isinstance(size, int) else 0

@@ -26,7 +26,7 @@ SHOWN = 200  # rows of answers on the page
 MANY = 20  # a column of more different numbers than this is a quantity, not a class
 TOGETHER = 256  # rows are short sequences
 WEIGHING = 6.0  # seconds in which the columns are weighed, about
-BARS = 20  # columns with a bar; the table has all
+BARS = 10  # columns with a bar; the table has all
 AUTO, CLASS, NUMBER = "by its values", "a class", "a number"
 
 
@@ -77,7 +77,7 @@ def build(page: Page) -> None:
                 writer.write(named(prediction))
         shown = [[i + 1, one.answer(), _sure(one)] for i, one in enumerate(found.predictions[:SHOWN])]
         more = len(found.predictions) - len(shown)
-        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s" + (
+        count = f"{len(found.predictions)} rows in {found.seconds:.1f} s, {found.tokens} tokens" + (
             f"; the first {SHOWN} shown" if more else ""
         )
         yield shown, str(path), f"**{count}**", scores(found.predictions[0], 5)
@@ -194,7 +194,11 @@ def weights(watched: Weighing) -> tuple[str, dict[str, float], list[list[Any]]]:
     total = sum(max(one.mean, 0.0) for one in found.columns)
     bars = {one.column: max(one.mean, 0.0) / total for one in found.columns} if total else {}
     rows = [[one.column, round(one.mean, 4), round(one.spread, 4)] for one in found.columns]
-    return f"A column is worth {much} on these {found.rows} rows when it is shuffled.", bars, rows
+    return (
+        f"A column is worth {much} on these {found.rows} rows when it is shuffled, in the mean of {found.repeats}.",
+        bars,
+        rows,
+    )
 
 
 def wines(page: Page) -> tuple[str, str]:
