@@ -58,6 +58,9 @@ def guarded(blocks: Any, folder: Path) -> None:
             raise gr.Error(markup_free(error.message), print_exception=False) from error
         except InputError as error:
             raise gr.Error(markup_free(str(error)), print_exception=False) from error
+        except gr.Error as error:  # a choice that is none, a number out of its range
+            error.message, error.print_exception = markup_free(error.message), False
+            raise
         except ValueError as error:  # of pydantic and Gradio; printed, it would show what was given
             sentence = "input: it is not of the kind that is asked for; see the page's Use via API."
             raise gr.Error(sentence, print_exception=False) from error
