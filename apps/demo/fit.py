@@ -66,7 +66,7 @@ def build(page: Page) -> None:
                 scored = gr.LinePlot(x="epoch", y="value", label="Validation", y_title="validation", height=220)
                 lost = gr.LinePlot(x="epoch", y="value", label="Training loss", y_title="loss", height=220)
             metrics = gr.JSON(label="Metrics on the validation part")
-            pictures = gr.Gallery(label="Card", columns=2, height="max-content", object_fit="contain")
+            pictures = gr.Gallery(label="Card", columns=3, height="max-content", object_fit="contain")
             download = gr.File(label="The model, as a zip of its bundle", interactive=False, elem_classes="made")
             model = gr.Textbox(label="Its name in the other tabs: whoever knows it can use it", interactive=False)
     pickers = _pickers(page)

@@ -62,7 +62,7 @@ class Watched(Progress):
 
     def say(self, text: str) -> None:
         self.working()
-        if not text.startswith("epoch "):
+        if not text.strip().startswith(("epoch ", "strength ")):  # nor the table of what a probe has tried
             self.now = text.partition("\n")[0]
             self.lines += text.splitlines()
 

@@ -78,7 +78,7 @@ def build(page: Page) -> None:
             with gr.Accordion("The forecast as a table", open=False):
                 numbers = gr.Dataframe(label="Forecast", interactive=False, max_height=300)
     inputs, outputs = [table, model, time, values, horizon], [picture, facts, download, numbers]
-    page.on(table.change, columns, table, [time, values], "forecast_columns")
+    page.on(table.change, columns, table, [time, values], "forecast_columns", show_progress="hidden")
     with left:
         row = (page.example("energy.csv"), FOUND, ["load", "price"])
         shown = page.examples([row], [table, time, values], example, outputs, [model, horizon])

@@ -54,8 +54,6 @@ def guarded(blocks: Any, folder: Path) -> None:
         try:
             check_files(inputs, folder)
             return await usual(block_fn, inputs, *rest, **named)
-        except gr.Error as error:  # a sentence of Gradio's: no such choice, too large a number
-            raise gr.Error(markup_free(error.message), print_exception=False) from error
         except InputError as error:
             raise gr.Error(markup_free(str(error)), print_exception=False) from error
         except gr.Error as error:  # a choice that is none, a number out of its range

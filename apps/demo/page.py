@@ -150,10 +150,10 @@ class Page:
         return gr.Dropdown(choices, value=names[0] if names else None, label=label, min_width=200)
 
     def picture(self, label: str) -> Any:
-        """Where a drawing appears: it has its own headings, which a label would hide."""
+        """Where a drawing appears; its label, which would hide its headings, is only heard."""
         import gradio as gr
 
-        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"],
+        return gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"],
                         elem_classes=["drawing"])  # fmt: skip
 
     def file(self, name: str) -> Path:

@@ -30,6 +30,7 @@ CSS = f"""
 .legend li {{display: flex; justify-content: space-between; gap: 12px; margin: 0; padding: 3px 8px; border-radius: 4px;
   border-left: 14px solid var(--colour); background: linear-gradient(to right,
   color-mix(in srgb, var(--colour) 22%, transparent) calc(100% * var(--share)), transparent 0)}}
+.drawing [data-testid=block-label] {{opacity: 0; pointer-events: none}}
 .dark .drawing .image-frame {{padding: 12px}}
 .dark .drawing img {{border-radius: 8px; filter: brightness(0.88)}}
 """

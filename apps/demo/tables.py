@@ -116,7 +116,7 @@ def build(page: Page) -> None:
             download = gr.File(label="All answers as CSV", interactive=False, elem_classes="made")
     learnt, outputs = [fitted, told, metrics, model, shares, worth], [answers, download, count, first]
     page.share(kind=kind, model=model)
-    page.on(table.change, columns_of, table, target, "table_columns")
+    page.on(table.change, columns_of, table, target, "table_columns", show_progress="hidden")
     page.on(start.click, fit, [table, target, kind], learnt, "fit_table", **ONE_FIT)
     page.on(stop.click, cancel, [], [], "cancel_table", queue=False)
     asked = page.on(ask.click, predict, [rows, model, fitted], outputs, "predict_table", **page.together)
