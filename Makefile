@@ -13,13 +13,18 @@ ifneq ($(shell pwd -P),$(shell cat .venv/.home 2>/dev/null))
 .PHONY: .venv/.installed
 endif
 
-.PHONY: try test bench style lock clean
+.PHONY: try test test-ui bench style lock clean
 
 try: .venv/.linked
 	@$(BIN)/polysense try --out outputs/try
 
 test: .venv/.linked
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+
+# The demo in a headless browser; what every tab looked like is in outputs/screens. One case: make test-ui ONLY="-k phone"
+test-ui: .venv/.linked
+	@sh scripts/browser.sh
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -m ui tests/ui $(ONLY)
 
 # Minutes; leave the machine alone meanwhile. One case: make bench ONLY="--only padded"
 bench: .venv/.linked

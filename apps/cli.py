@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 
 from polysense.apps.cli_demo import demo
-from polysense.apps.cli_fit import cache, check_data, evaluate, fit, merge, merge_encoders, pretrain
+from polysense.apps.cli_fit import cache, check_data, evaluate, fit, importance, merge, merge_encoders, pretrain
 from polysense.apps.cli_options import BatchSize, Data, Target, Threads
-from polysense.apps.cli_predict import detect, embed, look, predict, search, slide
+from polysense.apps.cli_predict import detect, embed, look, predict, search, slide, timeline
 from polysense.apps.cli_series import anomalies, backtest, impute
 
 app = typer.Typer(
@@ -56,9 +56,10 @@ def options(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the help's order
-    "predict": predict, "look": look, "detect": detect, "slide": slide, "embed": embed, "search": search, "fit": fit,
-    "check": check_data, "eval": evaluate, "backtest": backtest, "anomalies": anomalies, "impute": impute,
-    "merge": merge, "merge-encoders": merge_encoders, "pretrain": pretrain, "demo": demo,
+    "predict": predict, "look": look, "timeline": timeline, "detect": detect, "slide": slide, "embed": embed,
+    "search": search, "fit": fit, "check": check_data, "eval": evaluate, "importance": importance,
+    "backtest": backtest, "anomalies": anomalies, "impute": impute, "merge": merge, "merge-encoders": merge_encoders,
+    "pretrain": pretrain, "demo": demo,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -126,6 +127,8 @@ def try_it(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error a user can cause ends in one line on stderr and exit code 1."""
+    from polysense.apps.screen import note
+    from polysense.core.errors import InputWarning
     from polysense.data.limits import limited
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -133,7 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = limits_first([argument for argument in arguments if argument != "--debug"])
     with limited(), warnings.catch_warnings():
         if not debug:
-            warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users
+            warnings.simplefilter("ignore")  # libraries' notes to developers are no news to users; ours are
+            warnings.simplefilter("always", InputWarning)
+            warnings.showwarning = lambda message, *_: note(f"note: {message}")
         try:
             app(args=arguments, prog_name="polysense")
         except Exception as error:

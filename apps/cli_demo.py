@@ -26,10 +26,13 @@ def demo(
     log: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="A line of JSON for each call, without what visitors gave.")
     ] = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="An index of embed --space meaning: neighbours are found there.")
+    ] = None,
 ) -> None:
     """Opens a page in which all pipelines can be tried, with an API behind it."""
     from polysense.apps.demo.app import serve
     from polysense.apps.demo.limits import Options, parse_auth
 
     auth_pair, folders = parse_auth(auth), tuple(bundle or ())
-    serve(Options(host, port, auth_pair, root_path, share, folders, max_mb, concurrency, batch, log))
+    serve(Options(host, port, auth_pair, root_path, share, folders, max_mb, concurrency, batch, log, index))

@@ -191,6 +191,26 @@ def evaluate(
     run(bundle, data, json_file=json_file, batch_size=batch_size, device=device, engine=engine.value, **options)
 
 
+def importance(
+    model: Annotated[str, typer.Argument(help="A task's name or a bundle's folder.")],
+    table: Annotated[Path, typer.Argument(help="A labelled table, of rows that the bundle has not learnt from.")],
+    target: Target = None,
+    split: Annotated[str, typer.Option(help="Part to measure, where the table has parts.")] = "test",
+    metric: Annotated[str | None, typer.Option(help="Default: accuracy, f1 or r2.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each column is shuffled.")] = 5,
+    most: Annotated[int, typer.Option(min=1, help="Rows to measure on; of more, some at random.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffling.")] = 0,
+    batch_size: BatchSize = 256,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Says what each column of a table is worth to a bundle: what its metric loses where the column is shuffled."""
+    from polysense.apps.importance import columns as run
+
+    run(model, table, target=target, split=split, metric=metric, repeats=repeats, most=most, seed=seed,
+        batch_size=batch_size, device=device, threads=threads)  # fmt: skip
+
+
 def merge(
     bundles: Annotated[list[str], typer.Argument(help="Bundles of one task, with one encoder and one configuration.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],

@@ -1,4 +1,4 @@
-"""Commands that answer: predict, look, detect, slide, embed, search."""
+"""Commands that answer: predict, look, timeline, detect, slide, embed, search."""
 
 from __future__ import annotations
 
@@ -181,6 +181,27 @@ def look(
     code = run(model, inputs, out=out, method=method.value, target=target, skip=on_error is OnError.skip, device=device,
                threads=threads)  # fmt: skip
     raise typer.Exit(code)
+
+
+def timeline(
+    model: Annotated[str, typer.Argument(metavar="TASK_OR_BUNDLE", help="A task's name or a bundle's folder.")],
+    file: Annotated[Path, typer.Argument(help="A recording or film.")],
+    window: Annotated[
+        float | None, typer.Option(help="Seconds that a score hears or sees (default: a third of it all, 0.5 to 2).")
+    ] = None,
+    step: Annotated[float | None, typer.Option(help="Seconds between windows (default: half a window).")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Windows, at most: in longer files they are longer.")] = 100,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="All scores: .csv or .parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture: .png.")] = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Says which class is heard or seen when: classes of a recording or film over time."""
+    from polysense.apps.timeline import timeline as run
+
+    run(model, file, window=window, step=step, most=most, out=out, plot=plot, batch_size=batch_size, device=device,
+        threads=threads)  # fmt: skip
 
 
 def slide(

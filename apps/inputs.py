@@ -6,12 +6,13 @@ Everything here fails early and in one sentence, before a model is loaded.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.data.items import Item
 
 # Where each modality's reader says which endings it reads; a file named outright is tried whatever its ending.
@@ -69,22 +70,44 @@ def sort_items(
     """
     if modality is not None and modality not in known:
         raise InputError(f"modality {modality}", "it cannot be embedded", f"choose one of: {', '.join(known)}")
-    names = [modality] if modality else list(known)
-    # From folders come the files whose ending leaves no doubt, and .txt files of words; a doubtful one that is named
-    # outright is asked about.
-    counts = Counter(ending for name in names for ending in endings(name))
     groups: dict[str, list[Item]] = {}
-    sure = [ending for ending, count in counts.items() if count == 1]
-    for item in list_them([*sure, ".txt"] if "text" in names else sure):
-        path = Path(item.place if item.is_local else item.name)
-        doubtful = path.suffix.lower() == ".txt" and ".txt" not in sure
-        if doubtful and item.name not in named and not is_prose(path):
-            continue
-        groups.setdefault(modality or guess(path, known), []).append(item)
+    if modality:
+        for item in list_them(endings(modality)):
+            groups.setdefault(modality, []).append(item)
+    else:
+        left = _sort_by_ending(list_them, named, known, groups)
+        if left:
+            several = f"{len(left)} files whose kind is not plain to see are left out (first: {left[0]})"
+            one = f"{left[0]} is left out, since its kind is not plain to see"
+            warnings.warn(f"{several if len(left) > 1 else one}; --modality says it", InputWarning, stacklevel=2)
     if not groups:
         problem = "no file was found whose kind is plain to see"
         raise InputError(", ".join(named), problem, f"say --modality {'|'.join(known)}")
     return groups
+
+
+def _sort_by_ending(
+    list_them: Callable[[Sequence[str]], Iterable[Item]],
+    named: Sequence[str],
+    known: Sequence[str],
+    groups: dict[str, list[Item]],
+) -> list[str]:
+    """Fills the groups; names what is left out.
+
+    From folders come the files whose ending leaves no doubt, and .txt files of words; a doubtful one that is named
+    outright is asked about.
+    """
+    counts = Counter(ending for name in known for ending in endings(name))
+    left = []
+    for item in list_them(list(counts)):
+        path = Path(item.place if item.is_local else item.name)
+        ending = path.suffix.lower()
+        is_text = ending == ".txt" and "text" in known and is_prose(path)
+        if counts[ending] > 1 and item.name not in named and not is_text:
+            left.append(item.name)
+        else:
+            groups.setdefault(guess(path, known), []).append(item)
+    return left
 
 
 def guess(path: Path, known: Sequence[str], option: str = "--modality") -> str:

@@ -72,7 +72,7 @@ def draw(prediction: Prediction, source: Any, path: str | Path, modality: str | 
     top, body = split(figure, 2, 1, height_ratios=(1, 8.5))
     _title(top, prediction)
     if isinstance(prediction, Series):
-        _forecast(body, prediction)
+        show_forecast(body, prediction)
     elif isinstance(prediction, Boxes):
         _boxes(body, prediction, source)
     elif isinstance(prediction, Mask):
@@ -231,8 +231,8 @@ def _by_frequency(labels: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(labels), key=lambda name: -list(labels).count(name))
 
 
-def _forecast(figure: SubFigure, prediction: Series) -> None:
-    """History, forecast and quantile bands of up to four variates."""
+def show_forecast(figure: SubFigure | Figure, prediction: Series, beside: int | None = None) -> None:
+    """History, forecast and quantile bands of up to four variates; `beside`: names of the legend in a row."""
     from matplotlib.patches import Rectangle
 
     h, count = len(prediction.mean), min(len(prediction.names), 4)
@@ -256,7 +256,7 @@ def _forecast(figure: SubFigure, prediction: Series) -> None:
         axes.margins(x=0.01)
         quiet(axes)
     few_dates(strips[-1], future.dtype.kind == "M")
-    legend = strips[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(pairs) + 2, frameon=False,
+    legend = strips[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=beside or len(pairs) + 2, frameon=False,
                               fontsize=10, labelcolor=INK, borderaxespad=0.2)  # fmt: skip
     patches = [handle for handle in legend.legend_handles if isinstance(handle, Rectangle)]
     for depth, patch in enumerate(patches):  # inner bands lie over outer ones

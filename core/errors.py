@@ -1,4 +1,4 @@
-"""The one error a user can cause, phrased as one clear sentence."""
+"""The one error a user can cause, phrased as one clear sentence; and the warning about what they should know."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         # Loader workers send exceptions through pickle; the default would replay the joined message.
         return type(self), (self.source, self.problem, self.fix)
+
+
+class InputWarning(UserWarning):
+    """Something about what was given that its user should know, though it can be used; the command line shows it."""

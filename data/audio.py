@@ -1,7 +1,8 @@
 """Recordings: files, bytes or arrays -> one mono float32 wave at a chosen rate.
 
-Decoding is libsndfile's (wav, flac, ogg, opus, mp3, aiff …), resampling torchaudio's. Both run block by block, so that
-an hour of stereo needs little more memory than its 16 kHz mono wave.
+Decoding is libsndfile's (wav, flac, ogg, opus, mp3, aiff …) or, of what browsers and phones record, FFmpeg's (webm,
+m4a: `audio_containers`), resampling torchaudio's. All run block by block, so that an hour of stereo needs little more
+memory than its 16 kHz mono wave.
 
 Shape legend: n samples, c channels.
 """
@@ -23,9 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polysense.core.errors import InputError
+from polysense.data.audio_containers import is_container, open_container
 from polysense.data.limits import check, check_file
 
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".weba")
 SLOWEST = 100  # Hz; below it a "rate" is a mistake (seconds, kHz …)
 BLOCK = 1 << 19  # samples per channel decoded at a time
 WIDEST = 1 << 23  # and of all channels: a header may claim a thousand
@@ -117,6 +119,9 @@ def _opened(name: str, source: Any) -> BinaryIO | Path:
 def _from_file(name: str, opened: BinaryIO | Path, rate: int) -> np.ndarray:
     import soundfile
 
+    if is_container(opened):
+        with open_container(name, opened) as (own_rate, parts):
+            return _resampled(name, (_mono(part) for part in parts), own_rate, rate)
     try:
         # A Path, not bytes: libsndfile then reads from disk instead of calling back into Python.
         with soundfile.SoundFile(opened) as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.core.predictions import Boxes
 from polysense.data.dataset import SPLITS, BoxTarget, Dataset
 from polysense.data.image import ORIENTATION, own_pixel_limit
@@ -79,7 +79,7 @@ class Faults:
         if self.missing:
             parts.append(f"{len(self.missing)} images are not there and were left out (first: {self.missing[0]})")
         if parts:
-            warnings.warn(f"{root}: {'; '.join(parts)}", stacklevel=3)
+            warnings.warn(f"{root}: {'; '.join(parts)}", InputWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.data.containers import array_shapes
 from polysense.data.dataset import Dataset, Item, list_files
 from polysense.data.image import IMAGE_ENDINGS, check_pixels, own_pixel_limit
@@ -176,7 +176,7 @@ def _pairs(root: Path, config: Mapping[str, Any]) -> list[tuple[Path, Path, str]
             if found is not None:
                 pairs.append((image, found, split or split_of_path(inner.parts[:-1])))
     if pairs and lost:
-        warnings.warn(f"{root}: {lost} images without a mask are left out", stacklevel=3)
+        warnings.warn(f"{root}: {lost} images without a mask are left out", InputWarning, stacklevel=3)
     return pairs
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.data.boxes_coco import ImageFinder, coco_files
 from polysense.data.boxes_yolo import yolo_config, yolo_names, yolo_pairs, yolo_shapes
 from polysense.data.dataset import Dataset, Item
@@ -72,7 +72,7 @@ def _images(file: Path, entries: Mapping[str, Any]) -> dict[Any, tuple[Path, tup
     if not found:
         raise InputError(file, f"none of its {lost} images is there", "put the images beside it")
     if lost:
-        warnings.warn(f"{file}: {lost} images are not there and were left out", stacklevel=5)
+        warnings.warn(f"{file}: {lost} images are not there and were left out", InputWarning, stacklevel=5)
     return found
 
 

@@ -82,6 +82,25 @@ def read_video(source: Any, frames: int = 8, *, target: int | None = None) -> Cl
     return clip
 
 
+def video_duration(source: Any) -> float:
+    """Seconds of a clip, from what `read_video` takes, without decoding a picture.
+
+    Raises:
+        InputError: There is no such file, or no picture in it.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor | list | tuple):
+        return len(source) / ARRAY_RATE
+    if isinstance(source, Image.Image):
+        return 1 / ARRAY_RATE
+    with ExitStack() as stack:
+        check_file(source)
+        file = open_source(source, stack)
+        start = file.tell()
+        duration, _ = _measure(file, start, describe_source(source))
+        file.seek(start)  # whoever reads it next begins where this began
+        return duration
+
+
 def _middles(duration: float, count: int) -> np.ndarray:
     return (np.arange(count) + 0.5) * (duration / count)
 

@@ -199,9 +199,10 @@ class Decoders:
         """Has an item read, by a new process where there is none; gives the process back if it lives."""
         for attempt in (1, 2):
             worker = worker or Worker(self.tokenizer, self.setup)
+            known = pending.given  # by the first process, if this is the second
             try:
-                for read in worker.read(pending.item, self.timeout, lambda: not self._closed):
-                    if not self._put(pending, read):
+                for count, read in enumerate(worker.read(pending.item, self.timeout, lambda: not self._closed)):
+                    if count >= known and not self._put(pending, read):
                         worker.stop()  # nobody wants the rest
                         return None
                 break
@@ -214,11 +215,10 @@ class Decoders:
             except (EOFError, OSError):
                 ended = worker.stop()
                 worker = None
-                # Whatever killed the process may have meant another one: once more, if nothing was handed on.
-                if attempt == 2 or pending.given:
+                # Whatever killed the process may have meant another one: once more, past what was handed on already.
+                if attempt == 2:
                     problem = f"its reader crashed ({ended})"
                     self._put(pending, InputError(pending.item.name, problem, "check the file, or leave it out"))
-                    break
         with self._changed:
             pending.done = True
             self._changed.notify_all()

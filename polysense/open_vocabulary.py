@@ -31,7 +31,7 @@ from polysense.heads.detect import DetectionHead, Proposals
 from polysense.pipeline import Pipeline, is_many
 from polysense.regions import Grid, Prototypes, RegionFeatures, Size, windows
 from polysense.words import as_labels
-from polysense.zero_shot import Labels, zero_shot
+from polysense.zero_shot import Names, zero_shot
 
 Examples = Mapping[str, Sequence[tuple[Any, Sequence[float]]]]  # class -> (image, box in its pixels)
 
@@ -106,7 +106,7 @@ class OpenDetector:
         other.prototypes = learn(self.features, list(other.examples.values()))
         return other
 
-    def with_words(self, labels: Labels, meaning: str | Path | Pipeline | None = None) -> OpenDetector:
+    def with_words(self, labels: Names, meaning: str | Path | Pipeline | None = None) -> OpenDetector:
         """The same detector, which also knows classes by what they are called.
 
         Args:

@@ -26,7 +26,7 @@ from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
 from polysense.words import as_labels, word_vectors
 
-Labels = str | Sequence[str] | Mapping[str, Sequence[str]]
+Names = str | Sequence[str] | Mapping[str, Sequence[str]]
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # of the squared weights that examples teach
 SCALES = (0.2, 0.5, 1.0)  # of what words say: examples may know better, but not of classes that have none
 FOLDS, STEPS = 5, 60
@@ -49,7 +49,7 @@ def meaning_task(modality: str) -> str:
 
 def zero_shot(
     modality: str,
-    labels: Labels,
+    labels: Names,
     *,
     templates: str | Sequence[str] | None = None,
     none: str | None = None,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 import polysense
 from polysense.apps import cli, inputs
 from polysense.apps.flow import Reading
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.core.predictions import Embedding, Labels, Prediction
 from polysense.core.types import Sample
 from polysense.tasks import TASKS
@@ -279,13 +280,17 @@ def test_eval_writes_json(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     def evaluate(bundle: str, data: Path, **options: Any) -> dict[str, float]:
         seen.update(options)
+        warnings.warn("in: 3 images are not there", InputWarning, stacklevel=1)
+        warnings.warn("deprecated", UserWarning, stacklevel=1)
         return {"accuracy": 0.25}
 
     monkeypatch.setitem(sys.modules, "polysense.training.evaluate", SimpleNamespace(evaluate=evaluate))
     assert run("eval", "image-classification", "in", "--json", "m.json", "--split", "val", "--device", "cpu") == 0
     assert json.loads(Path("m.json").read_text()) == {"accuracy": 0.25}
     assert seen == {"split": "val", "batch_size": 16, "device": "cpu", "engine": "torch"}
-    assert "0.2500" in capsys.readouterr().out
+    screen = capsys.readouterr()
+    assert "0.2500" in screen.out
+    assert screen.err == "note: in: 3 images are not there\n"  # and not what a library tells developers
 
 
 def test_our_own_faults_keep_their_traceback() -> None:
@@ -310,7 +315,8 @@ def test_words_in_a_folder_are_texts_and_numbers_are_not(tmp_path: Path) -> None
     assert sort(tmp_path / "letter.txt") == {"text": [str(tmp_path / "letter.txt")]}
     with pytest.raises(InputError, match="point_cloud or text"):
         sort(tmp_path / "scan.txt")
-    assert sort(tmp_path) == {"text": [str(tmp_path / "letter.txt")]}
+    with pytest.warns(InputWarning, match=r"scan\.txt is left out, .* --modality says it"):
+        assert sort(tmp_path) == {"text": [str(tmp_path / "letter.txt")]}
 
 
 def test_zero_shot_options_belong_to_zero_shot(files: Path, capsys: pytest.CaptureFixture) -> None:

@@ -43,6 +43,9 @@ class Reader(Tokenizer):
             raise InputError(source, "it is empty", "give another")
         for row in range(int(text)):
             yield Sample({"x": torch.full((self.big,), row)}, f"{source}#{row}", {"process": os.getpid()})
+            if text == "5" and row == 2 and not (seen := source.with_suffix(".seen")).exists():
+                seen.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         if text == "3":
             raise InputError(source, "its end is missing", "copy it again")
 
@@ -93,6 +96,14 @@ def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
                 os.kill(process, signal.SIGKILL)
     assert killed
     assert numbers == list(range(40))
+
+
+def test_a_kill_amid_an_item_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    items = write(tmp_path, "1", "5", "1")
+    with Decoders(Reader(), 1) as decoders:
+        reads = told(list(decoders.stream(items)))
+    assert (tmp_path / "1.seen").exists()
+    assert reads == [(0, "item 0#0"), *((1, f"item 1#{row}") for row in range(5)), (2, "item 2#0")]
 
 
 def test_what_is_read_ahead_is_bounded(tmp_path: Path) -> None:

@@ -239,17 +239,17 @@ def test_freed_memory_goes_back() -> None:
         held = [bytes(2000) for _ in range(100_000)]
         return held[::500]  # a few that stay keep the rest from going back by itself
 
-    def trimmers() -> int:
+    def trimming() -> int:
         return sum(thread.name == "polysense-trim" for thread in threading.enumerate())
 
-    others, before = trimmers(), process.memory_info().rss
+    before, others = process.memory_info().rss, trimming()
     few = hoard()
     after = process.memory_info().rss
     with trimmed(0.01):
         time.sleep(0.3)
-        assert trimmers() == others + 1
+        assert trimming() == others + 1
     assert len(few) == 200 and process.memory_info().rss - before < 0.5 * max(after - before, 100_000_000)
-    assert trimmers() == others
+    assert trimming() == others
 
 
 def test_one_that_takes_too_long_takes_no_other_along() -> None:

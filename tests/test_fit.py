@@ -1,6 +1,9 @@
 """`fit` learns every kind of task on generated data, never touches the encoder, and writes nothing when it fails."""
 
 import json
+import re
+import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.core.predictions import Labels
 from polysense.pipeline import Pipeline
 from polysense.tasks import TASKS
@@ -21,16 +24,24 @@ from polysense.training.sources import open_sources
 PATCHES = {"form": "patch", "size": 64}  # learns colours from random weights, fast
 
 
-def test_class_folders(quick, image_folders, encoder):
+def test_class_folders(quick, image_folders, encoder, tmp_path):
     result, bundle = quick("image-classification", image_folders, tokenizer_options=PATCHES, val_share=0.25)
     assert result.metrics["accuracy"] == 1.0 and result.epochs == 2
     assert bundle.encoder_hash == encoder.fingerprint()
     answer = bundle(image_folders / "red" / "0.png")[0]
     assert answer.answer() == "red" and set(answer.names) == {"blue", "green", "red"}
     assert bundle.metrics == result.metrics and bundle.about["measured_on"] == "validation part"
-    # The data have no test part: evaluate measures them whole.
-    assert evaluate(result.path, image_folders)["accuracy"] == 1.0
-    assert evaluate(bundle, image_folders, split="val", batch_size=3)["accuracy"] == 1.0
+    # The data have no test part: evaluate measures them whole, and says that they taught it.
+    with pytest.warns(InputWarning, match=r"learnt from (\d+) of these") as told:
+        assert evaluate(result.path, image_folders)["accuracy"] == 1.0
+    taught, count = map(int, re.findall(r"(\d+) of these (\d+)", str(told[0].message))[0])
+    assert count == len(list(image_folders.rglob("*.png"))) and taught == count - round(0.25 * count)
+    with pytest.warns(InputWarning, match="learnt from"):
+        assert evaluate(bundle, image_folders, split="val", batch_size=3)["accuracy"] == 1.0
+    copied = shutil.copytree(image_folders, tmp_path / "others")  # other files, though they look alike
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(bundle, copied)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -91,10 +91,34 @@ def test_a_named_python_is_the_only_candidate(tools: Path, tmp_path: Path) -> No
     assert "other (3.13)" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["scripts/setup.sh", "scripts/link.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["scripts/setup.sh", "scripts/link.sh", "scripts/browser.sh", ".ci/run"])
 def test_scripts_parse(script: str) -> None:
     shell = "bash" if script == ".ci/run" else "sh"
     subprocess.run([shell, "-n", str(ROOT / script)], check=True)
+
+
+@pytest.mark.parametrize(("user", "apt"), [(0, True), (0, False), (1000, True)])
+def test_a_browser_is_installed_by_root_and_asked_for_elsewhere(tools: Path, user: int, apt: bool) -> None:
+    scripts = {"id": f"echo {user}", "apt-get": 'echo "$*" >>"$(dirname "$0")/calls"'}
+    for name, does in scripts.items():
+        if apt or name != "apt-get":
+            (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+            (tools / name).chmod(0o755)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = ["/bin/sh", str(ROOT / "scripts/browser.sh")]
+        return subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60)
+
+    result, calls = run(), tools / "calls"
+    if apt and user == 0:
+        update, install = calls.read_text().splitlines()
+        assert result.returncode == 0 and update.startswith("update") and "chromium" in install
+    else:
+        assert result.returncode == 1 and not calls.exists() and result.stderr.count("\n") == 1
+        assert "install Chromium (Debian: sudo apt-get install chromium" in result.stderr
+    (tools / "chromium").symlink_to("/bin/true")
+    calls.unlink(missing_ok=True)
+    assert run().returncode == 0 and not calls.exists()
 
 
 def test_ci_script_can_be_started() -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from polysense.core.types import Sample, Tokens
 from polysense.data.audio import audio_name, read_audio
-from polysense.tokenizers.audio_features import FLOOR, RATE, SECONDS, kaldi_mel, yamnet_mel
+from polysense.tokenizers.audio_features import FLOOR, RATE, SECONDS, count_frames, kaldi_mel, yamnet_mel
 from polysense.tokenizers.base import TOKENIZERS, Batch, Tokenizer, group_by_size, meta_of, pad_stack
 from polysense.tokenizers.positions import CoordinateEmbedding, sin_cos
 from polysense.tokenizers.stems import YamnetStem
@@ -122,6 +122,13 @@ class AudioTokenizer(Tokenizer):
             meta = {**sample.meta, "window": (start * SECONDS, end)}
             windows.append(Sample({"mel": part.clone()}, sample.source, meta))
         return windows
+
+    def stretch(self, sample: Sample, begin: float, end: float) -> Sample:
+        """What `read` would give of the recording from `begin` to `end` (seconds) alone, to a step of 10 ms."""
+        first = min(round(begin / SECONDS), len(sample.data["mel"]) - 1)
+        part = sample.data["mel"][first : first + count_frames(round((end - begin) * RATE))]
+        meta = {**sample.meta, "duration": end - begin, "window": (0.0, end - begin)}
+        return Sample({"mel": part.clone()}, sample.source, meta)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Makes "mel" (b, t, m), padded with silence, and "frames" (b,), the real frames of each."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from polysense.core.types import Sample, Tokens
 from polysense.data.image import describe_source
-from polysense.data.video import read_video
+from polysense.data.video import ROUNDING, read_video
 from polysense.tokenizers.base import TOKENIZERS, Batch, meta_of, pad_stack
 from polysense.tokenizers.image import ImageTokenizer
 from polysense.tokenizers.image_grid import (
@@ -127,17 +128,17 @@ class VideoTokenizer(GridTokenizer):
             ours.weight[:, -theirs.in_features :] = theirs.weight  # coordinates stand in the order t, y, x
             ours.bias.copy_(theirs.bias)
 
-    def read(self, source: Any) -> Sample:
-        """Decodes one clip (whatever `data.video.read_video` takes) and resizes its frames."""
+    def read(self, source: Any, frames: int | None = None) -> Sample:
+        """Decodes one clip (whatever `data.video.read_video` takes) and resizes its frames: as many as the
+        configuration says, or for `stretch` more."""
         config = self.config
         assert config.frames is not None and config.size is not None and config.resize is not None
-        clip = read_video(source, config.frames, target=TARGET_MARGIN * config.size)
+        clip = read_video(source, frames or config.frames, target=TARGET_MARGIN * config.size)
         size = fit_size(*clip.size, config.size, config.step, config.resize)
         pictures = [resize(Image.fromarray(f), size, config.resize, config.interpolation) for f in clip.frames]
         times = clip.times.tolist()
-        if config.form == "tubelet":  # the last frame stands still until its tubelet is full
-            missing = -len(times) % config.tube
-            pictures, times = pictures + pictures[-1:] * missing, times + times[-1:] * missing
+        if config.form == "tubelet":
+            pictures, times = self._filled(pictures), self._filled(times)
         data = {
             "video": torch.stack(pictures),
             "time": torch.tensor(times, dtype=torch.float32),
@@ -152,6 +153,27 @@ class VideoTokenizer(GridTokenizer):
             "window": seen_window(*clip.size, config.resize),
         }
         return Sample(data, describe_source(source), meta)
+
+    def _filled(self, frames: list[Any]) -> list[Any]:
+        """The last frame stands still until its tubelet is full."""
+        return frames + frames[-1:] * (-len(frames) % self.config.tube)
+
+    def stretch(self, sample: Sample, begin: float, end: float) -> Sample:
+        """What `read` would give of the film from `begin` to `end` (seconds) alone, of the frames that were read."""
+        assert self.config.frames is not None
+        times = np.asarray(sample.meta["times"])
+        moments = begin + (np.arange(self.config.frames) + 0.5) * (end - begin) / self.config.frames
+        shown = np.searchsorted(times, moments + ROUNDING, side="right") - 1
+        chosen = np.unique(shown.clip(0)).tolist()
+        own = (times[chosen] - begin).clip(0)  # its first frame may have come before
+        places = self._filled(chosen) if self.config.form == "tubelet" else chosen
+        time = torch.from_numpy(own).float()
+        data = {
+            "video": sample.data["video"][places],
+            "time": torch.cat([time, time[-1:].expand(len(places) - len(chosen))]),
+            "duration": torch.tensor(end - begin, dtype=torch.float32),
+        }
+        return Sample(data, sample.source, {**sample.meta, "times": own, "duration": end - begin})
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stacks clips (b, t, 3, h, w), padded at the end of each axis, with their true "size" (b, 3): t, h, w."""

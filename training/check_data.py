@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from polysense.core.errors import InputError
 from polysense.training.check_files import Seen, look, name_of
 from polysense.training.near_copies import near_copies
+from polysense.training.progress import unheard
 from polysense.training.sources import FileSources, SeriesSources, Sources, TableSources
 
 BROKEN_SHARE = 0.05  # of the files that may be unreadable; they are left out
@@ -61,13 +62,16 @@ class Report:
         Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def check_data(sources: Sources, data: object, broken_share: float = BROKEN_SHARE) -> tuple[Sources, Report]:
+def check_data(
+    sources: Sources, data: object, broken_share: float = BROKEN_SHARE, working: Callable[[], None] = unheard
+) -> tuple[Sources, Report]:
     """Looks for faults in data that have a "train" and a "val" part.
 
     Args:
         sources: As `with_validation` gives them.
         data: What messages call them.
         broken_share: Of the files that may be unreadable.
+        working: Called before each file is read; what it raises ends the check.
 
     Returns:
         The sources without what cannot be read, and the findings.
@@ -76,15 +80,17 @@ def check_data(sources: Sources, data: object, broken_share: float = BROKEN_SHAR
         InputError: More than that share cannot be read.
     """
     if isinstance(sources, FileSources):
-        return _check_files(sources, data, broken_share)
+        return _check_files(sources, data, broken_share, working)
     if isinstance(sources, TableSources):
         return sources, _check_table(sources)
     return sources, _check_series(sources) if isinstance(sources, SeriesSources) else Report({})
 
 
-def _check_files(sources: FileSources, data: object, broken_share: float) -> tuple[Sources, Report]:
+def _check_files(
+    sources: FileSources, data: object, broken_share: float, working: Callable[[], None]
+) -> tuple[Sources, Report]:
     dataset, task = sources.dataset, sources.task
-    everything = list(look(dataset.items, task, dataset.classes))
+    everything = list(look(dataset.items, task, dataset.classes, working))
     broken = [one for one in everything if one.fault is not None]
     if len(broken) > broken_share * len(everything):
         some = " ".join(str(one.fault) for one in broken[:SHOWN])

@@ -8,7 +8,7 @@ short.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from polysense.data.masks import MaskFile, read_mask
 from polysense.data.segments import read_segments
 from polysense.tasks import Task
 from polysense.training.near_copies import SIDE, Likeness, likeness_of_picture, likeness_of_sound
+from polysense.training.progress import unheard
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,12 @@ def name_of(source: Any) -> str:
     )
 
 
-def look(items: Sequence[Item], task: Task, classes: Sequence[str]) -> Iterator[Seen]:
-    """Reads every item and its target once; faults are results, not exceptions."""
+def look(
+    items: Sequence[Item], task: Task, classes: Sequence[str], working: Callable[[], None] = unheard
+) -> Iterator[Seen]:
+    """Reads every item and its target once; faults are results, not exceptions. `working` is called before each."""
     for item in items:
+        working()
         try:
             size, likeness = _read(task.modality, item.source)
             names = _names(task.kind, item.target, classes, size)

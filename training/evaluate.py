@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from polysense.core.errors import InputError
+from polysense.core.errors import InputError, InputWarning
 from polysense.core.types import Sample
 from polysense.heads.base import Head
 from polysense.pipeline import Pipeline
+from polysense.training.checkpoint import fingerprint
 from polysense.training.examples import Examples, Subset, WindowExamples
 from polysense.training.feature_cache import recalled_answers
 from polysense.training.metrics import Metric, make_metric
@@ -120,8 +122,8 @@ def evaluate(
     Args:
         bundle: An embedded bundle's name or task, a folder, or a pipeline.
         data: In one of the layouts that `fit` takes.
-        split: "train", "val" or "test"; data without parts are measured whole, and so is a split that is not there
-            when there are no other parts either.
+        split: "train", "val" or "test"; data without parts are measured whole, with a warning where the bundle learnt
+            from them.
         target: Column to compare with (tables and lists); by default the one the bundle was trained on.
         batch_size: Sequences that run together.
         device: Where to compute.
@@ -138,7 +140,23 @@ def evaluate(
     pipeline = bundle if isinstance(bundle, Pipeline) else Pipeline.from_pretrained(bundle, device, engine)
     sources = open_sources(pipeline.task, data, **as_trained(pipeline, target))
     examples = part_of(sources, split, pipeline, data)
+    if split not in sources.splits() and (known := learnt_from(pipeline, sources)):
+        warnings.warn(
+            f"{data}: the bundle learnt from {known} of these {len(examples)} examples, and may answer them better "
+            "than others; measure it on data that it has not seen",
+            InputWarning,
+            stacklevel=2,
+        )
     return measure(pipeline, examples, batch_size)
+
+
+def learnt_from(pipeline: Pipeline, sources: Sources) -> int:
+    """How many of these data the pipeline was fitted to; 0 where they are not the ones that its fit was given."""
+    about = pipeline.about
+    if "data_sha256" not in about:
+        return 0
+    again = sources.with_validation(about["val_share"], about["seed"]).examples(pipeline.tokenizer, "train")
+    return len(again) if fingerprint(again) == about["data_sha256"] else 0
 
 
 def as_trained(pipeline: Pipeline, target: str | None) -> dict[str, Any]:

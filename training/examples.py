@@ -150,6 +150,7 @@ class TableExamples:
     """Rows of a table, encoded at once; the target is a column (or several)."""
 
     def __init__(self, frame: pd.DataFrame, targets: Sequence[Any], tokenizer: Tokenizer) -> None:
+        self.frame = frame  # as it was read, without the targets
         self.samples = list(tokenizer.read_all(frame))
         self.targets = list(targets)
 

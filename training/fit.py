@@ -206,11 +206,13 @@ def fit(
         calibrate(pipeline, validation, recipe.batch_size)
         metric = measured(pipeline, validation, recipe.batch_size)
         pipeline.metrics = metric.compute()
+        shown.measured(pipeline, validation)
     pipeline.about = {"data_options": sources.data_options(), "measured_on": "validation part", "seed": seed,
-                      "epochs": run.epochs, **run.told(), **(about or {})}  # fmt: skip
+                      "val_share": val_share, "data_sha256": fingerprint(learning), "epochs": run.epochs,
+                      **run.told(), **(about or {})}  # fmt: skip
     if card:
         fill_card(pipeline, metric, shown.history, validation, card_examples, draw)
-    finish(pipeline, run, learning, validation, seed, own_validation)
+    finish(pipeline, run, learning, validation, seed, own_validation, shown.working)
     path = write_bundle(pipeline, out, keeper, device)
     trainable = sum(parameter.numel() for parameter in pipeline.parameters() if parameter.requires_grad)
     return FitResult(pipeline.metrics, clock.perf_counter() - start, run.epochs, path, trainable)

@@ -28,7 +28,7 @@ def without_faults(
         report: A json file for what is found.
         progress: Told what is found.
     """
-    sources, found = check_data(sources, data, broken_share)
+    sources, found = check_data(sources, data, broken_share, progress.working)
     for line in found.lines():
         progress.say(line)
     if report is not None and is_main():

@@ -5,7 +5,7 @@ A fit that goes on from a checkpoint does not solve again; what the probe learnt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from polysense.training.grow_trees import grow, regrow
 from polysense.training.joint import Recipe, train_together
 from polysense.training.probe import GRID, STRENGTHS, Probed, can_probe, find_order, probe, solve_again
 from polysense.training.probe_forecast import probe_forecast
-from polysense.training.progress import Progress
+from polysense.training.progress import Progress, unheard
 from polysense.training.token_cache import keep_tokens
 
 
@@ -50,7 +50,7 @@ def train_pipeline(
     """Both phases, or what a checkpoint leaves of them; leaves the best state in the pipeline."""
     with torch.random.fork_rng([pipeline.device] if pipeline.device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)  # of dropout
-        if grow(pipeline, learning, recipe.seed):
+        if grow(pipeline, learning, recipe.seed, progress.working):
             progress.say(f"grew boosted trees on {len(learning)} rows")
         if keeper is not None and keeper.under_way():
             probed = load_probed(keeper)
@@ -85,15 +85,22 @@ def solve(
 
 
 def finish(
-    pipeline: Pipeline, run: Run, learning: Examples, validation: Examples, seed: int, own_validation: bool
+    pipeline: Pipeline,
+    run: Run,
+    learning: Examples,
+    validation: Examples,
+    seed: int,
+    own_validation: bool,
+    working: Callable[[], None] = unheard,
 ) -> None:
     """Lets the validation rows teach too, once they have chosen and measured: grows trees anew, solves a probe anew.
 
     Args:
         own_validation: The data have a validation part of their own, which people may want to measure on later; then
             a probe stays as it is.
+        working: Called now and then; what it raises ends it all.
     """
-    if not regrow(pipeline, learning, validation, seed) and run.probed is not None and not own_validation:
+    if not regrow(pipeline, learning, validation, seed, working) and run.probed is not None and not own_validation:
         solve_again(pipeline, run.probed)
 
 

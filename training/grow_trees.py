@@ -9,7 +9,7 @@ Shape legend: n rows, f inputs, r rounds, m margins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from polysense.pipeline import Pipeline
 from polysense.tokenizers.tabular import TabularTokenizer
 from polysense.tokenizers.tabular_trees import DEPTH, LEAVES, MISSING, TreeToken, as_bits
 from polysense.training.examples import Examples, TableExamples
+from polysense.training.progress import unheard
 
 FEWEST_ROWS, FEWEST_ROUNDS = 50, 20  # below these no trees are grown
 MOST_ROUNDS = 400
@@ -43,15 +44,16 @@ class Goal:
         return self.classes if self.classes > 2 else 1
 
 
-def grow(pipeline: Pipeline, learning: Examples, seed: int) -> bool:
+def grow(pipeline: Pipeline, learning: Examples, seed: int, working: Callable[[], None] = unheard) -> bool:
     """Gives the tokenizer its trees and every training sample its "margins"; False where trees are of no use.
 
-    Tables too small, with one class alone or with very many outputs are left without.
+    Tables too small, with one class alone or with very many outputs are left without. `working` is called before the
+    trees of each fold; what it raises ends the growing.
     """
     tokenizer = pipeline.tokenizer
     if not (isinstance(tokenizer, TabularTokenizer) and tokenizer.config.boost and isinstance(learning, TableExamples)):
         return False
-    forest = forest_of(pipeline, [learning], seed)
+    forest = forest_of(pipeline, [learning], seed, working)
     if forest is None:
         return False
     token, margins = forest
@@ -63,7 +65,9 @@ def grow(pipeline: Pipeline, learning: Examples, seed: int) -> bool:
     return True
 
 
-def regrow(pipeline: Pipeline, learning: Examples, validation: Examples, seed: int) -> bool:
+def regrow(
+    pipeline: Pipeline, learning: Examples, validation: Examples, seed: int, working: Callable[[], None] = unheard
+) -> bool:
     """Grows the trees again, now on the validation rows too; head and token stay. False where there are no trees.
 
     To be called at the very end: what is measured on the validation part afterwards is too good.
@@ -74,7 +78,7 @@ def regrow(pipeline: Pipeline, learning: Examples, validation: Examples, seed: i
     assert isinstance(learning, TableExamples) and isinstance(validation, TableExamples)
     old = tokenizer.trees
     with torch.random.fork_rng(devices=[]):
-        forest = forest_of(pipeline, [learning, validation], seed)
+        forest = forest_of(pipeline, [learning, validation], seed, working)
     if forest is None or forest[0].shape[2] != old.shape[2]:  # a class that the training part lacked: the head, too
         return False
     token = forest[0].to(pipeline.device)
@@ -85,7 +89,7 @@ def regrow(pipeline: Pipeline, learning: Examples, validation: Examples, seed: i
 
 
 def forest_of(
-    pipeline: Pipeline, parts: Sequence[TableExamples], seed: int
+    pipeline: Pipeline, parts: Sequence[TableExamples], seed: int, working: Callable[[], None] = unheard
 ) -> tuple[TreeToken, Float[Tensor, "n m"]] | None:
     """Trees grown on all rows of the parts, and each row's margins by the trees that never saw it."""
     tokenizer = pipeline.tokenizer
@@ -97,7 +101,7 @@ def forest_of(
     rounds = min(MOST_ROUNDS, MOST_TREES // max(folds * count, 1))
     if len(x) < FEWEST_ROWS or rounds < FEWEST_ROUNDS or any(goal.classes == 1 for goal in goals):
         return None
-    grown = [grow_folds(x, goal, fold_numbers(goal, folds, seed), rounds, seed) for goal in goals]
+    grown = [grow_folds(x, goal, fold_numbers(goal, folds, seed), rounds, seed, working) for goal in goals]
     longest = max(trees.shape[1] for trees, _, _ in grown)
     nodes = np.concatenate([lengthened(trees, longest) for trees, _, _ in grown], 2)  # (folds, r, m, nodes)
     margins = np.concatenate([oof for _, oof, _ in grown], 1).astype(np.float32)
@@ -125,7 +129,12 @@ def fold_numbers(goal: Goal, folds: int, seed: int) -> Int[np.ndarray, " n"]:
 
 
 def grow_folds(
-    x: Float[Tensor, "n f"], goal: Goal, fold: Int[np.ndarray, " n"], rounds: int, seed: int
+    x: Float[Tensor, "n f"],
+    goal: Goal,
+    fold: Int[np.ndarray, " n"],
+    rounds: int,
+    seed: int,
+    working: Callable[[], None] = unheard,
 ) -> tuple[np.ndarray, Float[np.ndarray, "n m"], Float[np.ndarray, " m"]]:
     """Trees of every fold (folds, r, m, nodes), margins of held-out rows, and the mean of the folds' starting points.
 
@@ -133,6 +142,7 @@ def grow_folds(
     """
     forests, bases, paths = [], [], np.zeros((len(x), rounds, goal.margins), np.float32)
     for number in range(fold.max() + 1):
+        working()
         trees, base = read_trees(boost(x.numpy(), goal, fold != number, rounds, seed + number))
         held = (fold == number) | ((fold == -1) & (number == 0))
         token = to_token(trees[None], base, 1)

@@ -5,6 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polysense.pipeline import Pipeline
+    from polysense.training.examples import Examples
+
+
+def unheard() -> None:
+    """What hears of work where nobody listens."""
 
 
 class Progress:
@@ -26,6 +35,9 @@ class Progress:
 
     def working(self) -> None:
         """Hears that a batch is about to be read, by the probe too."""
+
+    def measured(self, pipeline: Pipeline, validation: Examples) -> None:
+        """Hears of the best state when it has been measured, before the validation part may teach it too."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         now = time.perf_counter()

@@ -18,6 +18,7 @@ from polysense.apps.demo.logs import opened
 from polysense.apps.demo.memory import trimmed
 from polysense.apps.demo.models import Models
 from polysense.apps.demo.page import Page
+from polysense.apps.demo.style import COLOURS, CSS, FONTS, NAMES
 from polysense.apps.demo.uploads import Uploads
 from polysense.core.errors import InputError
 
@@ -25,12 +26,6 @@ TABS = {"Images": "images", "Audio": "audio", "Video": "video", "Point clouds": 
         "Tables": "tables", "Meaning": "compare", "Batch": "batch", "Fit": "fit", "Models": "cards"}  # fmt: skip
 TITLE = """# polysense
 One frozen encoder, every sense. What you give is read here, answered here and deleted within the hour."""
-FONTS = ("system-ui", "sans-serif")  # of the visitor's own machine: none is fetched
-# No wider than is easy to read; files that are not made yet take little room.
-CSS = """
-.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
-.made .empty {min-height: 90px !important}
-"""
 
 
 def compose(page: Page) -> Any:
@@ -39,9 +34,15 @@ def compose(page: Page) -> Any:
 
     with gr.Blocks(title="polysense", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(TITLE)
-        for name, module in TABS.items():
-            with gr.Tab(name, id=module):
-                import_module(f"polysense.apps.demo.{module}").build(page)
+        parts: dict[str, Any] = {}
+        with gr.Tabs() as tabs:
+            for name, module in TABS.items():
+                page.tab = module
+                with gr.Tab(name, id=module) as parts[module]:
+                    import_module(f"polysense.apps.demo.{module}").build(page)
+        for module in parts:
+            page.links.add(module, {})  # a link may name a tab where nothing is chosen
+        page.links.wire(blocks, tabs, parts)
     guarded(blocks, page.folder / UPLOADED)
     # Not open: calls that pass by the queue would be computed all at once.
     return blocks.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=page.options.concurrency)
@@ -61,10 +62,11 @@ def served(options: Options) -> Iterator[tuple[Any, str]]:
 
         models = Models(options.bundles, options.batch, options.concurrency)
         with limited(**for_visitors(options.max_mb)):
-            blocks = compose(Page(models, folder, options, log))
+            page = Page(models, folder, options, log)
+            blocks = compose(page)
             uploads = Uploads(folder / UPLOADED, *options.room)
             try:
-                address = _launch(blocks, options, models, uploads)
+                address = _launch(blocks, page, uploads)
                 with uploads.swept(*UPLOADS, blocks.temp_file_sets), trimmed():
                     yield blocks, address
             finally:
@@ -95,19 +97,21 @@ def serve(options: Options) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _launch(blocks: Any, options: Options, models: Models, uploads: Uploads) -> str:
+def _launch(blocks: Any, page: Page, uploads: Uploads) -> str:
     """Starts the server; its address."""
     from fastapi.routing import APIRoute
     from gradio.themes import Default
     from starlette.middleware import Middleware
 
+    options, models, folder = page.options, page.models, page.folder
     try:
         _, local, shared = blocks.launch(
             server_name=options.host, server_port=options.port, auth=options.auth, root_path=options.root_path or None,
             share=options.share, max_file_size=f"{options.max_mb:g}mb", prevent_thread_lock=True, quiet=True,
-            allowed_paths=[str(uploads.folder.with_name(EXAMPLES))], show_error=False, run_history=False,
-            ssr_mode=False, enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
-            footer_links=["api", "settings"], css=CSS, theme=Default(font=FONTS),
+            allowed_paths=[str(folder / EXAMPLES)], show_error=False, run_history=False, ssr_mode=False,
+            enable_monitoring=False, state_session_capacity=SESSIONS, mcp_server=False,
+            footer_links=["api", "settings"], css=CSS, head=page.links.script(), js=NAMES,
+            theme=Default(font=FONTS).set(**COLOURS),
             app_kwargs={"routes": [APIRoute("/health", _health(models))],
                         "middleware": [Middleware(Guard, uploads=uploads)]},
         )  # fmt: skip

@@ -11,6 +11,7 @@ from polysense.bundle import read_config
 from polysense.core.errors import InputError
 
 HEADERS = ["model", "task", "measured", "in memory", "encoder", "licence", "measured on"]
+WIDTHS: list[str | int] = ["135px", "180px", "135px", "80px", "115px", "215px", "235px"]
 
 
 def build(page: Page) -> None:
@@ -39,10 +40,12 @@ def build(page: Page) -> None:
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL) or "It has no card."
 
     said = gr.Markdown("Which models are in memory appears here.", label="Memory", container=True)
-    table = gr.Dataframe(headers=HEADERS, label="Models", interactive=False, wrap=True, max_height=600)
+    table = gr.Dataframe(headers=HEADERS, label="Models", interactive=False, wrap=True, max_height=600,
+                         column_widths=WIDTHS)  # fmt: skip
     again = gr.Button("Look again")
     chosen = gr.Dropdown(list(page.models.infos), value=next(iter(page.models.infos)), label="Card of")
     shown = gr.Markdown("The card appears here.", label="Card", container=True)
+    page.share(model=chosen)
     page.on(again.click, models, [], [table, said], "models")
     page.on(chosen.change, card, chosen, shown, "card")
     context = gr.context.Context.root_block

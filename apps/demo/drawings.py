@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PANEL = (7.2, 4.2)  # inches at 120 dots each
 WIDEST = 1000  # pixels of an image under colours
 EDGE = 0.004  # of an image's longer side: how thick a box is drawn
+OPACITY = 55  # percent of the colours over an image, before a visitor changes it
 
 Marked = tuple["Image", list[tuple[np.ndarray, str]]]  # what an AnnotatedImage takes
 
@@ -77,11 +78,10 @@ def marked(prediction: Prediction, source: Any) -> Marked:
         return picture, [(boxes_mask(prediction, name, size), name) for name in dict.fromkeys(prediction.labels)]
     if isinstance(prediction, Mask):
         index = resized(prediction.index, size)
-        names = [name for name in prediction.shares() if (index == prediction.names.index(name)).any()]
-        return picture, [(0.55 * (index == prediction.names.index(name)), name) for name in names]
+        return picture, [((index == prediction.names.index(name)) * 1.0, name) for name in prediction.shares()]
     if isinstance(prediction, Segments):
         index = resized(prediction.index, size)
-        inner = 0.55 - 0.3 * border(index)  # several objects of a class stay apart
+        inner = 1.0 - 0.55 * border(index)  # several objects of a class stay apart
         of_class = {name: [i for i, label in enumerate(prediction.labels) if label == name]
                     for name in dict.fromkeys(prediction.labels)}  # fmt: skip
         return picture, [(inner * np.isin(index, numbers), name) for name, numbers in of_class.items()]

@@ -6,15 +6,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polysense.apps.demo.fitting import Epoch, Run, learn
+from polysense.apps.demo.fitting import Epoch, Run, Runs, learn
 from polysense.apps.demo.limits import MOST_EPOCHS, MOST_EXAMPLES, MOST_MINUTES, UPLOADED
-from polysense.apps.demo.page import UPLOAD, Page, file_only, markup_free, need, plain
+from polysense.apps.demo.page import ONE_FIT, UPLOAD, Page, file_only, need, plain, visited
 from polysense.apps.demo.unpack import unpack
-from polysense.core.errors import InputError
 from polysense.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -29,43 +27,38 @@ def build(page: Page) -> None:
     """Fills the tab; those of the other tabs must stand already, whose pickers are to know the model."""
     import gradio as gr
 
-    running: dict[str | None, Run] = {}  # by session
+    runs = Runs()
 
+    @visited
     def fit(archive: str, kind: str, method: str, epochs: float, minutes: float, request: Any) -> Iterator[Any]:
         """Fits a classifier to class folders in a zip file; tells its curve while it learns."""
-        with faults(page), tempfile.TemporaryDirectory(dir=page.folder / UPLOADED) as place:
+        with tempfile.TemporaryDirectory(dir=page.folder / UPLOADED) as place:
             name = re.sub(r"[^A-Za-z0-9]+", "-", Path(need(archive, "archive")).stem)[:40].strip("-") or "model"
             (data := Path(place) / "data").mkdir()
-            root, bundle = unpack(archive, data), Path(place) / name
-            task = f"{KINDS[kind].replace('_', '-')}-classification"
-            run = Run(lambda told: learn(task, root, bundle, method, int(epochs), minutes, told))
-            running[request.session_hash] = run
-            try:
+            bundle, task = Path(place) / name, f"{KINDS[kind].replace('_', '-')}-classification"
+            # Unpacked in there too, so that whoever cancels need not wait for it.
+            run = Run(lambda told: learn(task, unpack(archive, data), bundle, method, int(epochs), minutes, told))
+            with runs.begun(request.session_hash, run):
                 for seconds in run.ticks():
                     said = f"**{seconds:.0f} s** · {plain(page.bare(run.watched.now))}"
                     yield said, findings(page, run), *curves(task, run.watched.epochs), *[gr.skip()] * 4
-            finally:
-                del running[request.session_hash]
             yield (*finished(page, run, bundle, task),)
 
+    @visited
     def cancel(request: Any) -> None:
-        """Ends the fit that this visitor has begun, before its next batch."""
-        if (run := running.get(request.session_hash)) is not None:
-            run.watched.stop()
+        """Ends the fit that this visitor has begun, before its next file or batch."""
+        runs.stop(request.session_hash)
 
-    for act in (fit, cancel):
-        act.__annotations__["request"] = gr.Request  # by name it could not be found: nothing here imports it above
     with gr.Row():
         with gr.Column(min_width=300):
-            archive = file_only(gr.File(label=f"Zip of one folder per class, at most {MOST_EXAMPLES} files",
+            archive = file_only(gr.File(label=f"Zip of class folders, at most {MOST_EXAMPLES} files",
                                         file_types=[".zip"], height=UPLOAD))  # fmt: skip
             kind = gr.Radio(list(KINDS), value="images", label="What the files are")
             method = gr.Radio(list(METHODS), value="probe", label="What learns", info=SAYS)
             epochs = gr.Slider(0, MOST_EPOCHS, 5, step=1, label="Epochs, at most")
             minutes = gr.Slider(0.5, MOST_MINUTES, 2, step=0.5, label="Minutes of them, at most")
             with gr.Row():
-                start = gr.Button("Fit", variant="primary")
-                stop = gr.Button("Cancel")
+                start, stop = page.buttons("Fit", "Cancel")
         with gr.Column(min_width=300):
             told = gr.Markdown("How far it is appears here.", label="Fit", container=True)
             found = gr.Markdown("What the check of the data finds appears here.", label="Data", container=True)
@@ -73,24 +66,15 @@ def build(page: Page) -> None:
                 scored = gr.LinePlot(x="epoch", y="value", label="Validation", y_title="validation", height=220)
                 lost = gr.LinePlot(x="epoch", y="value", label="Training loss", y_title="loss", height=220)
             metrics = gr.JSON(label="Metrics on the validation part")
-            pictures = gr.Gallery(label="Card", columns=2, height=320, object_fit="contain")
+            pictures = gr.Gallery(label="Card", columns=3, height="max-content", object_fit="contain")
             download = gr.File(label="The model, as a zip of its bundle", interactive=False, elem_classes="made")
             model = gr.Textbox(label="Its name in the other tabs: whoever knows it can use it", interactive=False)
     pickers = _pickers(page)
     outputs = [told, found, scored, lost, metrics, pictures, download, model]
-    once: dict[str, Any] = {
-        "concurrency_id": "fit",
-        "concurrency_limit": 1,
-    }  # whatever else runs: a fit takes a whole machine
     # Several clicks are several fits, and each of them waits for its turn.
-    done = start.click(
-        page.log.watched(fit, "fit_folders"),
-        [archive, kind, method, epochs, minutes],
-        outputs,
-        api_name="fit_folders",
-        **once,
-    )
-    stop.click(page.log.watched(cancel, "cancel_fit"), [], [], api_name="cancel_fit", queue=False)
+    done = page.on(start.click, fit, [archive, kind, method, epochs, minutes], outputs, "fit_folders", **ONE_FIT)
+    page.on(stop.click, cancel, [], [], "cancel_fit", queue=False)
+    page.share(kind=kind, method=method, epochs=epochs, minutes=minutes)
     mine = gr.State([])
 
     def offer(name: str, kind: str, before: Sequence[tuple[str, str]]) -> Any:
@@ -98,17 +82,6 @@ def build(page: Page) -> None:
         return own, *(_offered(page, picker, known, own, KINDS[kind]) for picker, known in pickers)
 
     done.success(offer, [model, kind, mine], [mine, *(picker for picker, _ in pickers)], api_visibility="private")
-
-
-@contextmanager
-def faults(page: Page) -> Iterator[None]:
-    """What a visitor can mend is shown in the library's own sentence."""
-    import gradio as gr
-
-    try:
-        yield
-    except (InputError, MemoryError) as error:
-        raise gr.Error(markup_free(page.sentence(error)), print_exception=False) from error
 
 
 def findings(page: Page, run: Run) -> str:
@@ -123,7 +96,8 @@ def curves(task: str, epochs: Sequence[Epoch]) -> tuple[pd.DataFrame, pd.DataFra
     name = TASKS[task].metric
     scored = [(one.number, one.metrics[name]) for one in epochs]
     lost = [(one.number, one.loss) for one in epochs if one.loss is not None]
-    first, second = (pd.DataFrame(rows, columns=["epoch", "value"]) for rows in (scored, lost))
+    # Numbers even where there are none yet: or else the axes would take what follows for names.
+    first, second = (pd.DataFrame(rows, columns=["epoch", "value"], dtype=float) for rows in (scored, lost))
     return first, second
 
 

@@ -1,15 +1,17 @@
-"""A fit that a page watches: it runs in a thread, tells how far it is, and ends when it is told to or time is up."""
+"""Long work that a page watches: it runs in a thread, tells how far it is, and ends when told to or when time is up."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polysense.apps.demo.limits import MOST_MINUTES
+from polysense.apps.demo.logs import carried
 from polysense.core.errors import InputError
 from polysense.training.progress import Progress
 
@@ -56,11 +58,11 @@ class Watched(Progress):
             raise Cancelled
         if time.monotonic() > self._until:
             problem = f"it took more than {self.seconds / 60:g} minutes"
-            raise InputError("fit", problem, "give fewer files or fewer epochs, or use polysense fit")
+            raise InputError("this", problem, "give less at a time, or use the command line")
 
     def say(self, text: str) -> None:
         self.working()
-        if not text.startswith("epoch "):
+        if not text.strip().startswith(("epoch ", "strength ")):  # nor the table of what a probe has tried
             self.now = text.partition("\n")[0]
             self.lines += text.splitlines()
 
@@ -76,15 +78,19 @@ class Watched(Progress):
 
 @dataclass
 class Run:
-    """A fit in a thread of its own.
+    """A fit, or another long answer, in a thread of its own.
 
     Attributes:
-        act: Fits, telling the one that it is given.
+        act: Does it, telling the one that it is given.
         watched: What it tells.
+        result: What it gave, once it has ended.
+        seconds: That it took.
     """
 
     act: Callable[[Watched], Any]
     watched: Watched = field(default_factory=Watched)
+    result: Any = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)
 
     def ticks(self, every: float = 0.5) -> Iterator[float]:
         """Runs it, yielding its seconds so far; it ends with whoever listens.
@@ -93,10 +99,11 @@ class Run:
             InputError: See `polysense.fit`; it was cancelled, or took too long.
         """
         start, ended, faults = time.perf_counter(), threading.Event(), list[BaseException]()
+        act = carried(lambda: self.act(self.watched))
 
         def run() -> None:
             try:
-                self.result = self.act(self.watched)
+                self.result = act()
             except BaseException as error:  # raised again below, in the thread that listens
                 faults.append(error)
             finally:
@@ -110,8 +117,30 @@ class Run:
         finally:
             self.watched.stop()
             thread.join()
+            self.seconds = time.perf_counter() - start
         if faults:
             raise faults[0]
+
+
+class Runs:
+    """What visitors have begun: each ends their own, and no other."""
+
+    def __init__(self) -> None:
+        self._of: dict[str | None, Run] = {}  # by session
+
+    @contextmanager
+    def begun(self, session: str | None, run: Run) -> Iterator[Run]:
+        """While this lasts, the visitor may end the run."""
+        self._of[session] = run
+        try:
+            yield run
+        finally:
+            del self._of[session]
+
+    def stop(self, session: str | None) -> None:
+        """Ends what the visitor has begun, before its next batch; nothing where they have not."""
+        if (run := self._of.get(session)) is not None:
+            run.watched.stop()
 
 
 def learn(task: str, data: Path, out: Path, method: str, epochs: int, minutes: float, told: Watched) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,6 +42,7 @@ class Options:
         concurrency: Calls computed at a time; others wait in the queue.
         batch: Equal questions of several visitors that are answered as one; 1: each alone.
         log: File for a line about each call, "-" for stdout.
+        index: Folder or address of an index of embeddings, in which neighbours are looked for too.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +55,7 @@ class Options:
     concurrency: int = 1
     batch: int = 8
     log: str | None = None
+    index: str | None = None
 
     @property
     def gathered(self) -> int:
@@ -72,6 +75,11 @@ class Options:
         except ValueError:
             local = self.host == "localhost"
         return self.auth is None and (self.share or not local)
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """A new path to write for a download, where Gradio deletes it as it deletes uploads; `folder` is the demo's own."""
+    return Path(tempfile.mkdtemp(dir=folder / UPLOADED)) / name
 
 
 def parse_auth(text: str | None) -> tuple[str, str] | None:

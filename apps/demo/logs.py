@@ -50,6 +50,17 @@ def note(model: str | None = None, tokens: int = 0) -> None:
             call.models.append(model)
 
 
+def carried(act: Callable[[], Any]) -> Callable[[], Any]:
+    """The same action, whatever thread runs it: what it notes is of the call that this thread works on."""
+    call = _now.call
+
+    def run() -> Any:
+        with _working_on(call):
+            return act()
+
+    return run
+
+
 @contextmanager
 def opened(place: str | None) -> Iterator[Log]:
     """A log that adds to a file, or with "-" writes to stdout.
@@ -132,7 +143,7 @@ class Log:
 
 
 @contextmanager
-def _working_on(call: Call) -> Iterator[None]:
+def _working_on(call: Call | None) -> Iterator[None]:
     before, _now.call = _now.call, call
     try:
         yield

@@ -107,13 +107,18 @@ class Models:
         return pipeline
 
     @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
+    def within(self, seconds: float, begun: float | None = None) -> Iterator[None]:
         """Gives up what this thread computes after so many seconds; looked at whenever a batch was tokenized.
+
+        Args:
+            seconds: From its beginning.
+            begun: When that was, by `time.monotonic`; None: now.
 
         Raises:
             InputError: It takes longer.
         """
-        before, self._counted.until = getattr(self._counted, "until", None), (time.monotonic() + seconds, seconds)
+        until = ((time.monotonic() if begun is None else begun) + seconds, seconds)
+        before, self._counted.until = getattr(self._counted, "until", None), until
         try:
             yield
         finally:
@@ -129,6 +134,8 @@ class Models:
         real = [n] * b if tokens.mask is None else tokens.mask.sum(1).tolist()
         if (counts := getattr(self._counted, "tokens", None)) is not None:
             counts += real  # of what a batch answers, to be told whose they are
+            if self._counted.working is not None:
+                self._counted.working()
         else:
             note(tokens=sum(real))
 
@@ -142,8 +149,16 @@ class Models:
         plain = [getattr(pipeline.encoder, "plain", pipeline.encoder) for pipeline in pipelines]
         return list({id(encoder): encoder for encoder in plain}.values())
 
-    def ask(self, pipeline: str | Pipeline, source: Any, **options: Any) -> Answer:
-        """Answers one source; `options` are those of a pipeline's call.
+    def ask(
+        self, pipeline: str | Pipeline, source: Any, working: Callable[[], None] | None = None, **options: Any
+    ) -> Answer:
+        """Answers one source.
+
+        Args:
+            pipeline: Which, or its name.
+            source: A file, or what its reader takes.
+            working: Called when a batch has been read, if there are options; what it raises ends the answer.
+            options: Those of a pipeline's call.
 
         Raises:
             InputError: There is no such pipeline, or it cannot use the source.
@@ -154,26 +169,26 @@ class Models:
         start = time.perf_counter()
         if options:  # not what others ask
             with self._batcher.turn:
-                predictions, counts = self._counting(lambda: used([source], **options))
+                predictions, counts = self._counting(lambda: used([source], **options), working)
         else:
             pairs = self._batcher.ask(used, [used.tokenizer.split(one) for one in used.tokenizer.read_all(source)])
             predictions, counts = [prediction for prediction, _ in pairs], [count for _, count in pairs]
         note(tokens=sum(counts))
         return Answer(predictions, time.perf_counter() - start, sum(counts))
 
-    def _counting(self, act: Callable[[], Any]) -> tuple[Any, list[int]]:
+    def _counting(self, act: Callable[[], Any], working: Callable[[], None] | None = None) -> tuple[Any, list[int]]:
         """What it gives, and the tokens of each sequence that was read meanwhile.
 
         Raises:
             InputError: It takes too long: others wait.
         """
         counts: list[int] = []
-        self._counted.tokens = counts
+        self._counted.tokens, self._counted.working = counts, working
         try:
             with self.within(MOST_SECONDS):
                 return act(), counts
         finally:
-            self._counted.tokens = None
+            self._counted.tokens = self._counted.working = None
 
     def _answers(self, pipeline: Pipeline, inputs: list[list[Sample]]) -> list[tuple[Prediction, int]]:
         """The answer to each input of a batch, and its tokens."""

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polysense.apps.cli import explain
-from polysense.apps.demo.limits import EXAMPLES, UPLOADED, Options
+from polysense.apps.demo.limits import EXAMPLES, UPLOADED, Options, fresh
+from polysense.apps.demo.links import Links
 from polysense.apps.demo.logs import Log
 from polysense.apps.demo.models import Answer, Models
+from polysense.apps.demo.remembered import Remembered
 from polysense.apps.examples import MAKERS
 from polysense.core.errors import InputError
 from polysense.core.predictions import Boxes, Labels, Mask, Prediction, Segments, Values
 
 AUTO = "by its ending"
 UPLOAD = 170  # pixels that a place for files takes on the page
+# Fits take a whole machine: of all kinds of them one at a time, whatever else runs.
+ONE_FIT: dict[str, Any] = {"concurrency_id": "fit", "concurrency_limit": 1}
 
 
 class Page:
@@ -34,6 +39,8 @@ class Page:
 
     def __init__(self, models: Models, folder: Path, options: Options, log: Log | None = None) -> None:
         self.log = log or Log()
+        self.links, self.remembered = Links(), Remembered(folder)
+        self.tab = ""  # that is being built
         self.models, self.folder, self.options = models, folder, options
         for name in (UPLOADED, EXAMPLES):
             (folder / name).mkdir()
@@ -54,17 +61,31 @@ class Page:
 
     def told(self, act: Callable[..., Any]) -> Callable[..., Any]:
         """The same action; what its user can mend is shown in the library's own sentence, other faults in the log."""
+        if inspect.isgeneratorfunction(act):
+
+            @functools.wraps(act)
+            def follow(*arguments: Any) -> Iterator[Any]:
+                with self.faults():
+                    yield from act(*arguments)
+
+            return follow
 
         @functools.wraps(act)
         def run(*arguments: Any) -> Any:
-            import gradio as gr
-
-            try:
+            with self.faults():
                 return act(*arguments)
-            except (InputError, MemoryError) as error:
-                raise gr.Error(markup_free(self.sentence(error)), print_exception=False) from error
 
         return run
+
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        """What a visitor can mend is shown in the library's own sentence."""
+        import gradio as gr
+
+        try:
+            yield
+        except (InputError, MemoryError) as error:
+            raise gr.Error(markup_free(self.sentence(error)), print_exception=False) from error
 
     def sentence(self, error: Exception) -> str:
         """What went wrong, without the folders of this machine."""
@@ -76,8 +97,8 @@ class Page:
 
     def examples(self, rows: Sequence[Sequence[Any]], inputs: Sequence[Any], act: Callable[..., Any],
                  outputs: Sequence[Any], also: Sequence[Any] = (), label: str = "Examples: one click answers",
-                 columns: Sequence[int] | None = (0,)) -> None:  # fmt: skip
-        """A row of examples; a click fills the inputs and answers.
+                 titles: Sequence[str] | None = None, **options: Any) -> Any:  # fmt: skip
+        """A row of examples; a click fills the inputs and answers, the second time from memory.
 
         Args:
             rows: A value for each input.
@@ -86,13 +107,32 @@ class Page:
             outputs: Where the answer goes.
             also: Further inputs, which stay as they are.
             label: Over the row.
-            columns: Inputs that are shown of each example; None: all.
+            titles: What each example is called; None: as its first input.
+            options: Of the event, as for `on`.
+
+        Returns:
+            The event that answers.
         """
         import gradio as gr
 
         shown = gr.Examples([list(row) for row in rows], list(inputs), label=label, api_visibility="private",
-                            visible_columns=None if columns is None else list(columns))  # fmt: skip
-        self.on(shown.load_input_event.then, act, [*inputs, *also], list(outputs), None)
+                            visible_columns=[0], example_labels=None if titles is None else list(titles))  # fmt: skip
+        known = self.remembered.answering(act, rows, len(also), lambda name: self.models.fitted.get(name) is not None)
+        return self.on(shown.load_input_event.then, known, [*inputs, *also], list(outputs), None, **options)
+
+    def buttons(self, begin: str, end: str) -> tuple[Any, Any]:
+        """What begins something, and a smaller button that ends it: side by side on a phone too."""
+        import gradio as gr
+
+        return gr.Button(begin, variant="primary", min_width=140, scale=3), gr.Button(end, min_width=80, scale=1)
+
+    def stops(self, button: Any, *events: Any) -> None:
+        """A button that ends what was begun: what waits leaves the queue, what computes ends before its next batch."""
+        button.click(None, cancels=list(events), api_visibility="private")
+
+    def share(self, **components: Any) -> None:
+        """What a link to the tab that is being built says, by name: choices, never files, texts or secrets."""
+        self.links.add(self.tab, components)
 
     def example(self, name: str) -> str:
         """Path of an example file, made when it is first asked for."""
@@ -110,14 +150,15 @@ class Page:
         return gr.Dropdown(choices, value=names[0] if names else None, label=label, min_width=200)
 
     def picture(self, label: str) -> Any:
-        """Where a drawing appears: it has its own headings, which a label would hide."""
+        """Where a drawing appears; its label, which would hide its headings, is only heard."""
         import gradio as gr
 
-        return gr.Image(label=label, show_label=False, interactive=False, buttons=["download", "fullscreen"])
+        return gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"],
+                        elem_classes=["drawing"])  # fmt: skip
 
     def file(self, name: str) -> Path:
         """A new path to write for a download, where Gradio deletes it as it deletes uploads."""
-        return Path(tempfile.mkdtemp(dir=self.folder / UPLOADED)) / name
+        return fresh(self.folder, name)
 
     def facts(self, answer: Answer, name: str) -> str:
         """One line under an answer: what it says, what it took, who said it."""
@@ -141,6 +182,14 @@ def file_only(component: Any) -> Any:
 
     component.preprocess = paths
     return component
+
+
+def visited(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The same action, to whose argument `request` Gradio gives who asks."""
+    import gradio as gr
+
+    act.__annotations__["request"] = gr.Request  # by name it could not be found where nothing imports it above
+    return act
 
 
 def need(value: Any, what: str) -> Any:
