@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # No sandbox: it does not start for root. The others keep the browser from talking to its makers.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+# Clouds are drawn by WebGL, here without a graphics card.
+FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
+         "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync"]  # fmt: skip
 NARROW = {"width": 390, "height": 844}
 SCREEN: dict[str, dict[str, Any]] = {
     "desk": {"viewport": {"width": 1280, "height": 900}},
@@ -61,8 +63,9 @@ class Visitor:
 
     def _heard(self, text: str) -> None:
         # The first comes with every status that is an error, which `_answered` tells better; the second where a pointer
-        # leaves a film too soon.
-        if not text.startswith(("Failed to load resource", "The play() request was interrupted")):
+        # leaves a film too soon; the third where clouds are drawn by WebGL for want of its successor.
+        known = "Failed to load resource", "The play() request was interrupted"
+        if not text.startswith(known) and not (text.startswith("BJS") and "WebGPU" in text):
             self.faults.append(text)
 
     def _watch(self, url: str) -> None:
@@ -119,6 +122,12 @@ class Visitor:
         shown.get_by_role("meter").first.wait_for()
         names, scores = (shown.get_by_role(role).all_inner_texts() for role in ("term", "definition"))
         return {name.strip(): float(score.rstrip("%")) / 100 for name, score in zip(names, scores, strict=True)}
+
+    def legend(self, panel: Locator) -> dict[str, str]:
+        """Class names and their counts or shares, under a picture in colours."""
+        rows = panel.get_by_role("list").filter(visible=True).get_by_role("listitem")
+        rows.first.wait_for()
+        return dict(row.split("\n") for row in rows.all_inner_texts())
 
     def drawn(self, panel: Locator, wider: int = 500) -> list[Image.Image]:
         """The pictures that a panel shows, without icons and examples."""

@@ -59,7 +59,7 @@ def test_nothing_given(visitor: Any) -> None:
 
 def test_no_archive_of_class_folders(visitor: Any, bad: dict[str, Path]) -> None:
     panel = visitor.open("Fit")
-    visitor.give(panel, "Zip of one folder per class", bad["words.zip"])
+    visitor.give(panel, "Zip of class folders", bad["words.zip"])
     panel.get_by_role("button", name="Fit", exact=True).click()
     assert "this is not a zip file" in visitor.told("words.zip: ")
 

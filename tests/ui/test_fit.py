@@ -45,7 +45,7 @@ def test_a_model_is_fitted_asked_and_taken_home(anyone: Any, colours: tuple[Path
     archive, asked = colours
     method, epochs = ("head", 2) if anyone.screen == "desk" else ("probe", 0)
     panel = anyone.open("Fit")
-    anyone.give(panel, "Zip of one folder per class", archive)
+    anyone.give(panel, "Zip of class folders", archive)
     panel.get_by_role("radio", name=method, exact=True).check()
     panel.get_by_role("spinbutton", name="Epochs").fill(str(epochs))
     panel.get_by_role("button", name="Fit", exact=True).click()
@@ -80,7 +80,7 @@ def test_a_model_is_fitted_asked_and_taken_home(anyone: Any, colours: tuple[Path
 
 def test_a_fit_is_cancelled(visitor: Any, colours: tuple[Path, Path]) -> None:
     panel = visitor.open("Fit")
-    visitor.give(panel, "Zip of one folder per class", colours[0])
+    visitor.give(panel, "Zip of class folders", colours[0])
     panel.get_by_role("radio", name="head", exact=True).check()
     panel.get_by_role("spinbutton", name="Epochs").fill("20")
     panel.get_by_role("button", name="Fit", exact=True).click()
