@@ -153,7 +153,8 @@ class Page:
         """Where a drawing appears; its label, which would hide its headings, is only heard."""
         import gradio as gr
 
-        return gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"],
+        # Not the usual .webp: that blurs thin lines and faint bands.
+        return gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"],
                         elem_classes=["drawing"])  # fmt: skip
 
     def file(self, name: str) -> Path:

@@ -35,7 +35,7 @@ SCREEN: dict[str, dict[str, Any]] = {
     "phone": {"viewport": NARROW, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
 }
 SCREENS = Path(__file__).parents[2] / "outputs" / "screens"
-SECONDS = 90  # that an answer may take; the first one of a model loads it, and a machine may be busy
+SECONDS = 60  # that an answer may take; the first one of a model loads it, and a machine may be busy
 FACTS = re.compile(r"\d+ ms, \d+ tokens, model")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import polysense
 from polysense.apps.panels import COLOURS
@@ -77,6 +79,31 @@ def test_objects_and_regions_in_colour_with_a_legend(anyone: Any) -> None:
         expect(mask).to_have_css("opacity", "0.2")
     strength.fill("55")
     anyone.fits(panel, "images-regions")
+
+
+def test_a_cloud_is_drawn_to_turn(visitor: Any) -> None:
+    panel = visitor.open("Point clouds")
+    panel.get_by_role("button", name="chair.ply").click()
+    visitor.answered(panel)
+    canvas = panel.locator("canvas")
+
+    def colours() -> int:
+        pixels = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
+        return len(np.unique(pixels.reshape(-1, 3), axis=0))
+
+    for _ in range(40):
+        if colours() > 1000:  # from violet to yellow, by height
+            return
+        visitor.page.wait_for_timeout(250)
+    pytest.fail("nothing was drawn")
+
+
+def test_classes_over_time(visitor: Any) -> None:
+    panel = visitor.open("Audio")
+    panel.get_by_role("button", name="clock.wav").click()
+    visitor.answered(panel)
+    expect(panel.get_by_text("probability", exact=True)).to_be_visible()
+    expect(panel.get_by_text("clock_tick").first).to_be_visible()
 
 
 def test_what_spoke_for_an_answer(visitor: Any) -> None:

@@ -30,7 +30,8 @@ def has_band(picture: Any, colour: str) -> bool:
     """Whether a forecast's picture has a band where things are to come, and none where they are known."""
     thick = band(picture, colour)[picture.height // 5 :].sum(0)  # of each column, below title and legend
     past, future = (thick[int(start * picture.width) : int(end * picture.width)] for start, end in PARTS)
-    return bool(np.median(future) > 8 and (future > 2).mean() > 0.9 and (past > 2).mean() < 0.1)
+    # A line alone has such pixels on its edges: 2 to 3 of them in most columns.
+    return bool(np.median(future) > 5 and (future > 4).mean() > 0.5 and (past > 2).mean() < 0.1)
 
 
 def test_a_forecast_has_its_band(anyone: Any, tmp_path: Path) -> None:
@@ -48,11 +49,11 @@ def test_a_forecast_has_its_band(anyone: Any, tmp_path: Path) -> None:
 
 def test_a_table_is_fitted_and_predicts_new_rows(anyone: Any, tmp_path: Path) -> None:
     panel = anyone.open("Tables")
-    panel.get_by_role("button", name="wines.csv").click()
+    panel.get_by_role("button", name="wines.csv", exact=True).click()
     told = panel.get_by_text("On the rows held out: accuracy")
     told.wait_for()
     assert float(told.inner_text().split("accuracy ")[1].split(",")[0]) > 0.8
-    panel.get_by_role("row", name="new-wines.csv").click()
+    panel.get_by_role("button", name="new-wines.csv by").click()
     panel.get_by_text("20 rows in").wait_for()
     assert set(anyone.classes(panel, "First row")) == {"first", "second", "third"}
     answers = panel.get_by_role("grid", name="Answers")
@@ -70,12 +71,12 @@ def test_cosines_and_names_by_words(anyone: Any) -> None:
     found = []
     for words in ("a lion", "a bicycle"):
         before = cosine.input_value()
-        panel.get_by_role("row", name=f"lion.jpg {words}").click()
+        panel.get_by_role("button", name=f"lion.jpg and “{words}”").click()
         expect(cosine).not_to_have_value(before)
         found.append(float(cosine.input_value()))
         expect(panel.get_by_text(f"Cosine {found[-1]:.3f}")).to_be_visible()
     assert 1 > found[0] > found[1] > -1
-    panel.get_by_role("row", name="rain.wav rain, dog barking").click()
+    panel.get_by_role("button", name="rain.wav: rain, dog barking").click()
     assert "audio-naming" in anyone.answered(panel)
     named = anyone.classes(panel, "Labels")
     assert set(named) == {"rain", "dog barking", "piano", "speech"} and max(named, key=named.__getitem__) == "rain"
