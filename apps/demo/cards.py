@@ -11,7 +11,7 @@ from polysense.bundle import read_config
 from polysense.core.errors import InputError
 
 HEADERS = ["model", "task", "measured", "in memory", "encoder", "licence", "measured on"]
-WIDTHS: list[str | int] = ["135px", "180px", "135px", "80px", "115px", "215px", "235px"]
+WIDTHS: list[str | int] = ["135px", "180px", "135px", "80px", "128px", "210px", "225px"]
 
 
 def build(page: Page) -> None:
