@@ -26,7 +26,9 @@ FILES: dict[str, list[Any]] = {
     "image_looked": ["FILE", "tiny200"],
     "audio": ["FILE", "esc10", 5],
     "audio_looked": ["FILE", "esc10"],
+    "audio_timeline": ["FILE", "esc10"],
     "video": ["FILE", "clips101", 5],
+    "video_timeline": ["FILE", "clips101"],
     "point_cloud": ["FILE", "furniture", 5],
     "point_cloud_looked": ["FILE", "furniture"],
     "forecast_columns": ["FILE"],
@@ -38,7 +40,9 @@ FILES: dict[str, list[Any]] = {
     "fit_folders": ["FILE", "images", "probe", 0, 1],
     "compare": ["FILE", "", AUTO, None, "a", AUTO],
     "name": ["FILE", "", AUTO, "a, b", ""],
+    "neighbours": ["FILE", "", AUTO, 3],
 }
+WITHOUT = {"cancel_table", "cancel_fit", "models", "card"}  # endpoints that take no file
 PASSWD = "/etc/passwd"
 
 
@@ -94,6 +98,11 @@ def wrong_paths(visited: Any, port: str) -> list[Any]:
         data(PASSWD, url=f"http://127.0.0.1:{port}/b.png"), {"path": None, "url": f"http://127.0.0.1:{port}/c.png"},
         PASSWD, f"http://127.0.0.1:{port}/d.png", [data(PASSWD)], {"value": data(PASSWD)},
     ]  # fmt: skip
+
+
+def test_no_endpoint_is_left_out(visited: Any) -> None:
+    named = visited.http.get(f"{visited.api}/info").json()["named_endpoints"]
+    assert {name.strip("/") for name in named} == FILES.keys() | WITHOUT
 
 
 @pytest.mark.parametrize("endpoint", FILES)
