@@ -1,6 +1,8 @@
 # Two commands do everything: `make try` shows seven kinds of files answered, `make test` runs the default test suite.
 # Both set the project up first; run again, they start at once. Another Python: `make try PYTHON=/path/to/python3.11`.
 export PYTHON
+# Compiled modules are kept, whatever the environment says: the many processes of the tests would each compile thousands.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 FLOORS := core kernels data tokenizers backbone heads polysense training apps
 # The strict editable install links file by file: it is renewed when a file came or went (not when one changed).
