@@ -46,6 +46,7 @@ def test_figures_of_a_run() -> None:
     assert spread([float(i) for i in range(1, 101)]) == {"calls": 100, "p50": 50.5, "p95": 95.0, "longest": 100.0}
 
 
+@pytest.mark.slow
 def test_clients_get_their_own_answers_while_others_are_killed(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def site() -> Iterator[tuple[str, Proxy]]:
         while not server.started:
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}{PREFIX}/", proxy
-        server.should_exit = True
+        server.should_exit = server.force_exit = True  # events are never over by themselves
         thread.join(10)
 
 

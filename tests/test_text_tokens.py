@@ -143,6 +143,7 @@ def test_text_and_target_are_two_columns(tmp_path: Path) -> None:
             tokenizer_options={"column": "label"})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_regression_and_multilabel_from_tables(tmp_path: Path) -> None:
     table = reviews().assign(stars=[5.0 if label == "good" else 1.0 for label in reviews()["label"]])
     table["tags"] = ["film;good" if label == "good" else "film" for label in table["label"]]
