@@ -272,3 +272,24 @@ def test_one_that_takes_too_long_takes_no_other_along() -> None:
     for thread in threads:
         thread.join()
     assert told[1] == [2] and told[2] == [4] and "more than 1 seconds" in told[200][0]
+
+
+def test_what_is_held_is_counted_while_others_delete(tmp_path: Path) -> None:
+    uploads, ended = Uploads(tmp_path, 1e9, 1e9), threading.Event()
+    (tmp_path / "stays").mkdir()
+    (tmp_path / "stays" / "a").write_bytes(bytes(5000))
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for i in range(50):
+                (tmp_path / f"{i}").mkdir()
+            for i in range(50):
+                (tmp_path / f"{i}").rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(uploads.held() >= 5000 for _ in range(300))
+    finally:
+        ended.set()
+        thread.join()

@@ -55,10 +55,10 @@ class Uploads:
     def held(self) -> int:
         """Bytes in the folder."""
         total = 0
-        for place in self.folder.rglob("*"):
-            with suppress(OSError):  # deleted meanwhile
-                status = place.lstat()
-                total += status.st_size
+        for parent, folders, files in os.walk(self.folder):  # passes over folders that are deleted meanwhile
+            for name in folders + files:
+                with suppress(OSError):  # deleted meanwhile
+                    total += os.lstat(os.path.join(parent, name)).st_size
         return total
 
     def files(self) -> set[Path]:
