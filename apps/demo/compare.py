@@ -78,7 +78,7 @@ def build(page: Page) -> None:
                           gr.Dropdown(kinds, value=AUTO, label=f"{title}: what the file is")]  # fmt: skip
     measure = gr.Button("Compare", variant="primary")
     with gr.Row():
-        cosine = gr.Number(label="Cosine", precision=3, interactive=False, min_width=120, scale=1)
+        cosine = gr.Number(label="Cosine", precision=4, interactive=False, min_width=120, scale=1)
         said = gr.Markdown("Kinds differ in how near they lie to words at all: compare like with like.",
                            label="Comparison", container=True)  # fmt: skip
     rain, clock, lion = (page.example(file) for file in ("rain.wav", "clock.wav", "lion.jpg"))
