@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from polysense.apps.demo.periodic import repeated
 
 TRIM = 10.0  # seconds
 
@@ -18,22 +19,12 @@ TRIM = 10.0  # seconds
 @contextmanager
 def trimmed(every: float = TRIM) -> Iterator[None]:
     """Tells it so while the context lasts; does nothing where the C library cannot (outside Linux, musl)."""
-    trim, ended = _trim(), threading.Event()
+    trim = _trim()
     if trim is None:
         yield
         return
-
-    def run() -> None:
-        while not ended.wait(every):
-            trim(0)
-
-    thread = threading.Thread(target=run, name="polysense-trim", daemon=True)
-    thread.start()
-    try:
+    with repeated(lambda: trim(0), every, "polysense-trim"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _trim() -> Callable[[int], int] | None:

@@ -7,12 +7,12 @@ knows nothing of uploads that broke off or went by another field's name, of empt
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from polysense.apps.demo.periodic import repeated
 from polysense.core.errors import InputError
 from polysense.data.limits import in_words
 
@@ -91,16 +91,6 @@ class Uploads:
     @contextmanager
     def swept(self, every: float, age: float, lists: Sequence[set[str]] = ()) -> Iterator[None]:
         """Sweeps while the context lasts; what lies there at its beginning stays."""
-        keep, ended = self.files(), threading.Event()
-
-        def run() -> None:
-            while not ended.wait(every):
-                self.sweep(age, keep, lists)
-
-        thread = threading.Thread(target=run, name="polysense-sweep", daemon=True)
-        thread.start()
-        try:
+        keep = self.files()
+        with repeated(lambda: self.sweep(age, keep, lists), every, "polysense-sweep"):
             yield
-        finally:
-            ended.set()
-            thread.join()
